@@ -1,0 +1,116 @@
+// Package config reads thaw's configuration: a TOML file under the values that
+// flags and the environment give.
+//
+// Every setting has a default, so that no file is needed. An unknown setting
+// in a file is an error, because a typing error would otherwise pass unseen.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Places.
+const (
+	DefaultPath = "/etc/thaw/config.toml"
+	DefaultRoot = "/var/lib/thaw"
+)
+
+// Config is all that can be configured.
+type Config struct {
+	// Root is the state directory: layers, indexes, sockets. It has to be on
+	// ext4, xfs or btrfs for lazy mounts.
+	Root string `toml:"root"`
+	// Mount is how images are mounted: auto, fanotify or eager.
+	Mount string `toml:"mount"`
+	// Background is the rate of background hydration: off, or bytes a second
+	// with a unit (20MB), or empty for no limit.
+	Background string `toml:"background"`
+	// IdleExit is when a daemon that nothing is mounted by leaves; 0s: never.
+	IdleExit Duration `toml:"idle-exit"`
+	// Grace is how long readers wait for a new daemon after one died.
+	Grace Duration `toml:"grace"`
+	// Insecure lists registry hosts (host or host:port) that may be spoken to in
+	// plain http; this machine always may.
+	Insecure []string `toml:"insecure"`
+	// Mirrors maps a registry host to base URLs that are asked before it.
+	Mirrors map[string][]string `toml:"mirrors"`
+}
+
+// Duration is a time.Duration written as in "30s".
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// Default returns the defaults.
+func Default() Config {
+	return Config{Root: DefaultRoot, Mount: "auto", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second)}
+}
+
+// Load returns the defaults, overridden by the file at path and then by
+// THAW_ROOT. An empty path means DefaultPath, which may be missing.
+func Load(path string) (Config, error) {
+	c := Default()
+	explicit := path != ""
+	if !explicit {
+		path = DefaultPath
+	}
+	b, err := os.ReadFile(path)
+	if err != nil && (explicit || !errors.Is(err, fs.ErrNotExist)) {
+		return c, fmt.Errorf("read configuration: %w", err)
+	}
+	if err := c.parse(b); err != nil {
+		return c, fmt.Errorf("parse configuration %s: %w", path, err)
+	}
+	if root := os.Getenv("THAW_ROOT"); root != "" {
+		c.Root = root
+	}
+	return c, nil
+}
+
+func (c *Config) parse(b []byte) error {
+	dec := toml.NewDecoder(strings.NewReader(string(b)))
+	dec.DisallowUnknownFields()
+	err := dec.Decode(c)
+	var strict *toml.StrictMissingError
+	if errors.As(err, &strict) {
+		return fmt.Errorf("unknown setting:\n%s", strict.String())
+	}
+	if err != nil {
+		return err
+	}
+	_, err = ParseRate(c.Background)
+	return err
+}
+
+// ParseRate reads a rate as in "20MB": bytes a second, -1 for off, 0 for no
+// limit.
+func ParseRate(s string) (int64, error) {
+	switch s {
+	case "":
+		return 0, nil
+	case "off":
+		return -1, nil
+	}
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil && n > 0 {
+		return n, nil
+	}
+	n, err := units.FromHumanSize(s)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("background rate %q: want off, or bytes a second such as 20MB", s)
+	}
+	return n, nil
+}

@@ -1,0 +1,120 @@
+package erofs
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Image is an opened image. Its methods check all that they read; they share a
+// buffer, so one goroutine at a time may call them.
+type Image struct {
+	src     io.ReaderAt
+	size    int64
+	rootNID uint64
+	base    int64 // byte of inode 0
+	epoch   mtime
+	inodes  uint64
+	devices []Device
+	uniAddr []int64
+
+	window    []byte // of the image, from windowOff
+	windowOff int64
+}
+
+// windowBytes is what is read at once: far more than any structure but xattrs.
+const windowBytes = 64 << 10
+
+// Open checks the superblock and the device table of an image of size bytes, and
+// that it uses only what [Write] writes. What lies behind them is checked when it
+// is read. Errors are [*CorruptError] or what r returned.
+func Open(r io.ReaderAt, size int64) (*Image, error) {
+	img := &Image{src: r, size: size}
+	sb, err := img.bytes(superOffset, blockSize)
+	if err != nil {
+		return nil, err
+	}
+	incompat := le.Uint32(sb[sbFeatureIncompat:])
+	switch {
+	case le.Uint32(sb[sbMagic:]) != superMagic:
+		return nil, corrupt(superOffset, "no EROFS magic")
+	case le.Uint32(sb[sbFeatureCompat:])&compatSBChksum == 0 || le.Uint32(sb[sbChecksum:]) != superChecksum(sb):
+		return nil, corrupt(superOffset, "superblock checksum does not match")
+	case sb[sbBlkSzBits] != blockBits || sb[sbDirBlkBits] != 0:
+		return nil, corrupt(superOffset, "block size is not %d", blockSize)
+	case incompat&^(incompatChunkedFile|incompatDeviceTable) != 0 || sb[sbExtSlots] != 0:
+		return nil, corrupt(superOffset, "features %#x are not supported", incompat)
+	case int64(le.Uint32(sb[sbBlocks:]))<<blockBits > size:
+		return nil, corrupt(superOffset, "image of %d blocks is cut at %d bytes", le.Uint32(sb[sbBlocks:]), size)
+	}
+	img.size = int64(le.Uint32(sb[sbBlocks:])) << blockBits
+	img.rootNID = uint64(le.Uint16(sb[sbRootNID:]))
+	img.base = int64(le.Uint32(sb[sbMetaBlkAddr:])) << blockBits
+	img.epoch = mtime{int64(le.Uint64(sb[sbEpoch:])), le.Uint32(sb[sbFixedNsec:])}
+	img.inodes = le.Uint64(sb[sbInos:])
+	if err := img.readDevices(int64(le.Uint16(sb[sbDevtSlotOff:])), int(le.Uint16(sb[sbExtraDevices:]))); err != nil {
+		return nil, err
+	}
+	root, err := img.inode(img.rootNID)
+	if err != nil {
+		return nil, err
+	}
+	if root.kind() != ModeDir {
+		return nil, corrupt(root.pos, "root is not a directory")
+	}
+	return img, nil
+}
+
+func (img *Image) readDevices(slot int64, count int) error {
+	if count > MaxDevices {
+		return corrupt(superOffset, "%d devices", count)
+	}
+	for i := range int64(count) {
+		off := (slot + i) * deviceSlotSize
+		b, err := img.bytes(off, deviceSlotSize)
+		if err != nil {
+			return err
+		}
+		blocks, addr := int64(le.Uint32(b[dsBlocks:])), int64(le.Uint32(b[dsUniAddr:]))
+		if addr != 0 && (addr < img.size>>blockBits || addr+blocks > nullAddr) {
+			return corrupt(off, "device address %d is in the metadata or out of range", addr)
+		}
+		img.devices = append(img.devices, Device{strings.TrimRight(string(b[:deviceTagSize]), "\x00"), blocks << blockBits})
+		img.uniAddr = append(img.uniAddr, addr)
+	}
+	return nil
+}
+
+// Devices returns the image's devices; the slice is not to be changed.
+func (img *Image) Devices() []Device { return img.devices }
+
+// Inodes returns the number of inodes that the superblock claims.
+func (img *Image) Inodes() uint64 { return img.inodes }
+
+// bytes returns n bytes of the image, valid until the next call.
+func (img *Image) bytes(off int64, n int) ([]byte, error) {
+	if off < 0 || off > img.size || int64(n) > img.size-off {
+		return nil, corrupt(off, "%d bytes wanted, the image ends at %d", n, img.size)
+	}
+	if at := off - img.windowOff; at >= 0 && at+int64(n) <= int64(len(img.window)) {
+		return img.window[at : at+int64(n)], nil
+	}
+	start := off &^ (blockSize - 1)
+	want := int(min(max(windowBytes, off-start+int64(n)), img.size-start))
+	if cap(img.window) < want {
+		img.window = make([]byte, want)
+	}
+	img.window, img.windowOff = img.window[:want], start
+	if got, err := img.src.ReadAt(img.window, start); got < want {
+		img.window = img.window[:0]
+		if err == nil || err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, fmt.Errorf("read erofs image: %d bytes at %d: %w", want, start, err)
+	}
+	return img.window[off-start:][:n], nil
+}
+
+func corrupt(off int64, format string, args ...any) error {
+	return &CorruptError{off, fmt.Sprintf(format, args...)}
+}

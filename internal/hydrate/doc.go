@@ -1,0 +1,16 @@
+// Package hydrate puts layers' bytes on local disk: it is the one scheduler of
+// every byte that a node fetches for its mounts.
+//
+// A Scheduler has Layers. A reader who waits calls Layer.Fetch; it is served
+// first, each span is fetched once however many wait for it, and a reader who
+// goes on in order gets ever larger ranges. Background workers bring the rest,
+// one run of neighbouring spans at a time, and leave the network to readers
+// while one waits. What arrives is decoded, verified against the index by the
+// layer store and written. When the last span is here the layer is finished:
+// its digest is proven and its owner told.
+//
+// A layer that cannot be entered in its middle (one zstd frame, or a registry
+// without ranges) is hydrated as a stream; readers wait for their part.
+//
+// The package does not know mounts, images or the kernel.
+package hydrate

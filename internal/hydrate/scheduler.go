@@ -1,0 +1,162 @@
+package hydrate
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
+
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/inflate"
+	"github.com/thaw-project/thaw/internal/layerstore"
+)
+
+// Blob is random access to one object, local or in a registry. ReadRange
+// returns exactly n bytes from off or an error, from the call or from Read.
+type Blob interface {
+	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
+
+// Options of a Scheduler. The zero value is usable.
+type Options struct {
+	// MemoryBytes bounds the buffers of all transfers; default 48 MiB.
+	MemoryBytes int64
+	// Readers and Background bound the concurrent transfers for waiting
+	// readers and for the rest; default 24 and 8.
+	Readers, Background int
+	// Decoders bounds the spans decoded at once; default the number of CPUs.
+	Decoders int
+	// RateBytes limits the background of all layers together, in bytes a second
+	// of the compressed layers; 0 is no limit.
+	RateBytes int64
+	Log       *slog.Logger
+}
+
+// Scheduler fetches spans for any number of layers. Close it to stop.
+type Scheduler struct {
+	opts    Options
+	memory  *semaphore.Weighted
+	readers *semaphore.Weighted
+	decode  *semaphore.Weighted
+	limit   *rate.Limiter
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	waiting atomic.Int64 // readers in Fetch
+
+	// mu guards layers, next and every Layer's flights. It is a leaf: nothing
+	// is called with it held.
+	mu     sync.Mutex
+	layers []*Layer
+	next   int        // layer whose turn it is in the background
+	wake   *sync.Cond // background workers: there may be work
+	closed bool
+}
+
+// ErrClosed is returned for what a closed scheduler or layer can no longer do.
+var ErrClosed = errors.New("hydration is shut down")
+
+// New starts a scheduler.
+func New(opts Options) *Scheduler {
+	opts = opts.withDefaults()
+	s := &Scheduler{opts: opts,
+		memory:  semaphore.NewWeighted(opts.MemoryBytes),
+		readers: semaphore.NewWeighted(int64(opts.Readers)),
+		decode:  semaphore.NewWeighted(int64(opts.Decoders)),
+		limit:   limiter(opts.RateBytes),
+	}
+	s.wake = sync.NewCond(&s.mu)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	for range opts.Background {
+		s.wg.Go(s.background)
+	}
+	return s
+}
+
+// Close stops all transfers and waits for them. Readers get ErrClosed.
+func (s *Scheduler) Close() {
+	s.mu.Lock()
+	s.closed = true
+	s.cancel()
+	s.wake.Broadcast()
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// Config says what a layer is and where its bytes come from.
+type Config struct {
+	Store        *layerstore.Layer
+	Format       inflate.Format
+	Spans        []index.Span
+	Data         Blob // the compressed layer
+	Windows      Blob // the windows section of the layer's index
+	BytesWindows int64
+	// Stream reads the whole compressed layer in order, for layers that cannot
+	// be entered in their middle.
+	Stream func(ctx context.Context) io.ReadCloser
+	// RateBytes limits the layer's background in compressed bytes a second; 0 is
+	// no limit, negative none at all.
+	RateBytes int64
+	// Finished is called once, from a goroutine of the scheduler, when all
+	// spans are here and the layer store has proven or refused the layer.
+	Finished func(err error)
+}
+
+// Add starts hydrating a layer. A layer that is complete already is finished
+// at once.
+func (s *Scheduler) Add(c Config) *Layer {
+	l := newLayer(s, c)
+	s.mu.Lock()
+	if !s.closed {
+		s.layers = append(s.layers, l)
+		s.wake.Broadcast()
+	}
+	s.mu.Unlock()
+	l.checkFinished()
+	return l
+}
+
+// remove takes a layer out of the background's turn.
+func (s *Scheduler) remove(l *Layer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.layers {
+		if s.layers[i] == l {
+			s.layers = append(s.layers[:i:i], s.layers[i+1:]...)
+			return
+		}
+	}
+}
+
+func (o Options) withDefaults() Options {
+	if o.MemoryBytes <= 0 {
+		o.MemoryBytes = 48 << 20
+	}
+	if o.Readers <= 0 {
+		o.Readers = 24
+	}
+	if o.Background <= 0 {
+		o.Background = 8
+	}
+	if o.Decoders <= 0 {
+		o.Decoders = runtime.NumCPU()
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+func limiter(rateBytes int64) *rate.Limiter {
+	if rateBytes <= 0 {
+		return rate.NewLimiter(rate.Inf, 0)
+	}
+	return rate.NewLimiter(rate.Limit(rateBytes), runBytes)
+}

@@ -1,0 +1,195 @@
+package index
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"sync"
+
+	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/thaw-project/thaw/internal/erofs"
+	"github.com/thaw-project/thaw/internal/inflate"
+	"github.com/thaw-project/thaw/internal/layertar"
+)
+
+// BuildInput says what layer a stream holds.
+type BuildInput struct {
+	Blob      digest.Digest
+	BlobBytes int64
+	DiffID    digest.Digest // that the image's config promises
+	MaxBytes  int64         // refuse a layer that unpacks to more; 0: EROFS' limit
+	// Span is called with each span's bytes, in order, from one goroutine; may
+	// be nil. The bytes are valid only during the call.
+	Span func(i int, data []byte) error
+}
+
+// DiffIDError reports a layer that does not unpack to what its image's config
+// promises.
+type DiffIDError struct {
+	Blob       digest.Digest
+	Want, Have digest.Digest
+}
+
+func (e *DiffIDError) Error() string {
+	return fmt.Sprintf("layer %s unpacks to %s, the image's config promises %s", e.Blob, e.Have, e.Want)
+}
+
+// buildDepth is how many spans lie between decoding and hashing.
+const buildDepth = 4
+
+// BuildLayer makes the index of a layer in one pass over its compressed bytes.
+// It does not check that the bytes hash to Blob: the reader is to do so (see
+// registry.Stream). It does check the DiffID.
+func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error) {
+	if in.MaxBytes == 0 || in.MaxBytes > maxTarBytes {
+		in.MaxBytes = maxTarBytes
+	}
+	br := bufio.NewReaderSize(r, 64<<10)
+	head, err := br.Peek(16)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("read layer %s: %w", in.Blob, err)
+	}
+	b := &builder{in: in, diffID: sha256.New(), layer: &Layer{LayerMeta: LayerMeta{
+		Blob: in.Blob, BlobBytes: in.BlobBytes, DiffID: in.DiffID, Format: inflate.Detect(head), SpanBytes: SpanBytes,
+	}}}
+	b.tar = layertar.NewScanner(layertar.DefaultLimits(), func(e layertar.Entry) error {
+		b.layer.Entries = append(b.layer.Entries, e)
+		return nil
+	})
+	if err := b.run(ctx, br); err != nil {
+		return nil, fmt.Errorf("index layer %s: %w", in.Blob, err)
+	}
+	if have := digest.NewDigest(digest.SHA256, b.diffID); have != in.DiffID {
+		return nil, &DiffIDError{Blob: in.Blob, Want: in.DiffID, Have: have}
+	}
+	b.layer.LayerMeta.Entries = int64(len(b.layer.Entries))
+	return b.layer, nil
+}
+
+type builder struct {
+	in     BuildInput
+	layer  *Layer
+	tar    *layertar.Scanner
+	diffID hash.Hash
+}
+
+// decoded is a span on its way from the decoder to the hashes.
+type decoded struct {
+	span Span
+	data []byte
+	aux  []byte // window record
+}
+
+// run decodes in one goroutine and hashes, scans and hands on in another: each
+// is about half of the work.
+func (b *builder) run(ctx context.Context, r io.Reader) error {
+	pool := sync.Pool{New: func() any { buf := make([]byte, SpanBytes); return &buf }}
+	queue := make(chan *decoded, buildDepth)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(queue)
+		opts := inflate.ScanOptions{Format: b.layer.Format, SpanBytes: SpanBytes, MaxBytes: b.in.MaxBytes, Prove: true}
+		result, err := inflate.Scan(ctx, r, opts, func(s *inflate.Span) error {
+			buf := *pool.Get().(*[]byte)
+			d := &decoded{data: buf[:copy(buf, s.Data)], aux: encodeWindow(s.Point), span: Span{
+				OffsetCompressed: s.Point.OffsetCompressed, BytesCompressed: s.EndCompressed - s.Point.OffsetCompressed,
+				Kind: s.Point.Kind, Skip: s.Point.Skip,
+			}}
+			select {
+			case queue <- d:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		b.layer.TarBytes = result.BytesUncompressed
+		return err
+	})
+	g.Go(func() error {
+		for d := range queue {
+			if err := b.take(d); err != nil {
+				return err
+			}
+			buf := d.data[:SpanBytes]
+			pool.Put(&buf)
+		}
+		return nil
+	})
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return b.tar.Close()
+}
+
+func (b *builder) take(d *decoded) error {
+	l := b.layer
+	d.span.Digest = sha256.Sum256(d.data)
+	b.diffID.Write(d.data)
+	if _, err := b.tar.Write(d.data); err != nil {
+		return err
+	}
+	d.span.OffsetWindow, d.span.BytesWindow = int64(len(l.Windows)), int64(len(d.aux))
+	l.Windows = append(l.Windows, d.aux...)
+	l.Spans = append(l.Spans, d.span)
+	if b.in.Span != nil {
+		return b.in.Span(len(l.Spans)-1, d.data)
+	}
+	return nil
+}
+
+// LayerBlob is a layer's index with its encoded form.
+type LayerBlob struct {
+	*Layer
+	Bytes         []byte
+	Digest        digest.Digest // of Bytes
+	OffsetWindows int64
+}
+
+// EncodeLayer encodes a layer's index.
+func EncodeLayer(l *Layer) (*LayerBlob, error) {
+	b, at, err := l.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return &LayerBlob{Layer: l, Bytes: b, Digest: digest.FromBytes(b), OffsetWindows: at}, nil
+}
+
+// Assemble makes the head of an image's index from its layers' indexes, bottom
+// first.
+func Assemble(layers []*LayerBlob) (*Image, error) {
+	entries, heads := make([][]layertar.Entry, len(layers)), make([]ImageLayer, len(layers))
+	for i, l := range layers {
+		entries[i] = l.Layer.Entries
+		heads[i] = ImageLayer{LayerMeta: l.LayerMeta, Index: l.Digest, IndexBytes: int64(len(l.Bytes)),
+			OffsetWindows: l.OffsetWindows, BytesWindows: int64(len(l.Windows)), Spans: l.Spans}
+		heads[i].extra = nil // of the layer blob, not of the head
+	}
+	metadata, err := Metadata(heads, entries)
+	if err != nil {
+		return nil, err
+	}
+	return NewImage(heads, metadata), nil
+}
+
+// Metadata makes the EROFS metadata image of an image: device i+1 is layer i.
+func Metadata(layers []ImageLayer, entries [][]layertar.Entry) ([]byte, error) {
+	root, err := Merge(entries)
+	if err != nil {
+		return nil, err
+	}
+	devices := make([]erofs.Device, len(layers))
+	for i, l := range layers {
+		devices[i] = erofs.Device{Tag: l.DiffID.Encoded(), SizeBytes: l.TarBytes}
+	}
+	b, err := erofs.Write(root, devices)
+	if err != nil {
+		return nil, fmt.Errorf("write EROFS metadata: %w", err)
+	}
+	return b, nil
+}

@@ -1,0 +1,79 @@
+package index
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/thaw-project/thaw/internal/erofs"
+	"github.com/thaw-project/thaw/internal/layertar"
+)
+
+// LieError reports an index that describes other files than its layers hold.
+type LieError struct {
+	Path   string // first file that differs, "" when unknown
+	Reason string
+}
+
+func (e *LieError) Error() string {
+	return fmt.Sprintf("index describes other files than the layers hold: %q: %s", e.Path, e.Reason)
+}
+
+// CheckFiles compares the EROFS metadata with the entries that the layers'
+// tars really have, bottom first, and returns a *LieError where they differ.
+func (m *Image) CheckFiles(entries [][]layertar.Entry) error {
+	have, err := m.Erofs()
+	if err != nil {
+		return err
+	}
+	want, err := Metadata(m.Layers, entries)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(have, want) {
+		return nil
+	}
+	// Another version of thaw may have laid the same files out otherwise.
+	a, err := files(have)
+	if err != nil {
+		return err
+	}
+	b, err := files(want)
+	if err != nil {
+		return err
+	}
+	for path, w := range b {
+		h, ok := a[path]
+		if !ok {
+			return &LieError{path, "missing in the index"}
+		}
+		if h != w {
+			return &LieError{path, fmt.Sprintf("index has %s, layers have %s", h, w)}
+		}
+	}
+	for path := range a {
+		if _, ok := b[path]; !ok {
+			return &LieError{path, "not in the layers"}
+		}
+	}
+	return nil
+}
+
+// files lists an EROFS image as path to a line that says all of the file. Hard
+// links carry the first path of their group.
+func files(b []byte) (map[string]string, error) {
+	img, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, err
+	}
+	out, group := map[string]string{}, map[uint64]string{}
+	err = img.Walk(func(path string, n *erofs.Info) error {
+		first, ok := group[n.NID]
+		if !ok {
+			first, group[n.NID] = path, path
+		}
+		out[path] = fmt.Sprintf("%o %d:%d %d.%09d size %d dev %d:%d link %q xattrs %q data %v same as %q",
+			n.Mode, n.UID, n.GID, n.MtimeSec, n.MtimeNsec, n.SizeBytes, n.DevMajor, n.DevMinor, n.Link, n.Xattrs, n.Extents, first)
+		return nil
+	})
+	return out, err
+}

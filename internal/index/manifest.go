@@ -1,0 +1,75 @@
+package index
+
+import (
+	"encoding/json"
+	"fmt"
+
+	digest "github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Artifact is an index as it lies in a registry: an OCI 1.1 artifact manifest
+// whose subject is the image's manifest, its first layer the head blob, then
+// one layer blob for each layer of the image, bottom first.
+type Artifact struct {
+	Descriptor v1.Descriptor // of Manifest
+	Manifest   []byte
+	Head       []byte
+	Layers     []*LayerBlob // each blob once, however often the image has the layer
+}
+
+// NewArtifact makes the artifact of an image's index.
+func NewArtifact(subject v1.Descriptor, image *Image, layers []*LayerBlob) (*Artifact, error) {
+	head, err := image.Encode()
+	if err != nil {
+		return nil, err
+	}
+	m := v1.Manifest{
+		Versioned:    specs.Versioned{SchemaVersion: 2},
+		MediaType:    v1.MediaTypeImageManifest,
+		ArtifactType: ArtifactType,
+		Config:       v1.DescriptorEmptyJSON,
+		Subject:      &v1.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
+		Layers:       []v1.Descriptor{{MediaType: MediaTypeHead, Digest: digest.FromBytes(head), Size: int64(len(head))}},
+	}
+	a := &Artifact{Head: head}
+	seen := map[digest.Digest]bool{}
+	for _, l := range layers {
+		m.Layers = append(m.Layers, v1.Descriptor{MediaType: MediaTypeLayer, Digest: l.Digest, Size: int64(len(l.Bytes))})
+		if !seen[l.Digest] {
+			seen[l.Digest] = true
+			a.Layers = append(a.Layers, l)
+		}
+	}
+	if a.Manifest, err = json.Marshal(m); err != nil {
+		return nil, fmt.Errorf("encode index manifest: %w", err)
+	}
+	a.Descriptor = v1.Descriptor{MediaType: m.MediaType, ArtifactType: ArtifactType,
+		Digest: digest.FromBytes(a.Manifest), Size: int64(len(a.Manifest))}
+	return a, nil
+}
+
+// ParseManifest reads the manifest of an index of the image subject, and
+// returns the descriptor of its head and of its layers' blobs.
+func ParseManifest(b []byte, subject digest.Digest) (head v1.Descriptor, layers []v1.Descriptor, err error) {
+	var m v1.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return head, nil, corrupt("manifest", -1, "%v", err)
+	}
+	if m.ArtifactType != ArtifactType {
+		return head, nil, corrupt("manifest", -1, "artifact type %q, want %q", m.ArtifactType, ArtifactType)
+	}
+	if m.Subject == nil || m.Subject.Digest != subject {
+		return head, nil, corrupt("manifest", -1, "it is not about image %s", subject)
+	}
+	if len(m.Layers) == 0 || len(m.Layers) > maxLayers+1 || m.Layers[0].MediaType != MediaTypeHead {
+		return head, nil, corrupt("manifest", -1, "no head blob")
+	}
+	return m.Layers[0], m.Layers[1:], nil
+}
+
+// HeadDescriptor describes the head blob.
+func (a *Artifact) HeadDescriptor() v1.Descriptor {
+	return v1.Descriptor{MediaType: MediaTypeHead, Digest: digest.FromBytes(a.Head), Size: int64(len(a.Head))}
+}

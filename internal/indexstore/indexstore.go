@@ -1,0 +1,213 @@
+// Package indexstore keeps indexes on this node: those that were built here
+// and those that were fetched, so that the next start needs no registry for
+// them.
+//
+// An image's index lies under its manifest's digest, a layer's under the
+// layer's blob digest, where every image that has the layer finds it. Files
+// are written under a temporary name, synced and renamed, and verified when
+// they are read: what is damaged counts as missing. An index that was found to
+// lie is remembered by its digest and not accepted again.
+//
+// The package does not build or fetch.
+package indexstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/thaw-project/thaw/internal/index"
+)
+
+// ErrNotFound says that the store has no such index.
+var ErrNotFound = errors.New("no index in the local store")
+
+// Store is a directory of indexes. Any number of processes may use it.
+type Store struct{ dir string }
+
+// Open makes the directory where it is missing.
+func Open(dir string) (*Store, error) {
+	for _, sub := range []string{"images", "layers", "quarantine"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("open index store: %w", err)
+		}
+	}
+	return &Store{dir: dir}, nil
+}
+
+func name(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
+
+func (s *Store) path(parts ...string) string {
+	return filepath.Join(append([]string{s.dir}, parts...)...)
+}
+
+// record is what is kept of an image's index besides its head.
+type record struct {
+	Index    digest.Digest `json:"index"`    // of the artifact manifest
+	Manifest []byte        `json:"manifest"` // the artifact manifest
+	Head     digest.Digest `json:"head"`     // of the head blob
+	Local    bool          `json:"local"`    // built on this node from the layers themselves
+}
+
+// Image is an index as the store has it.
+type Image struct {
+	Digest   digest.Digest // of Manifest
+	Manifest []byte
+	Head     []byte
+	Local    bool // built on this node from the layers themselves
+}
+
+// Get returns the index of the image with the given manifest digest, or
+// ErrNotFound.
+func (s *Store) Get(image digest.Digest) (*Image, error) {
+	b, err := os.ReadFile(s.path("images", name(image), "record.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read index of image %s: %w", image, err)
+	}
+	var r record
+	if json.Unmarshal(b, &r) != nil || r.Index.Validate() != nil || r.Head.Validate() != nil ||
+		digest.FromBytes(r.Manifest) != r.Index || s.Quarantined(r.Index) {
+		return nil, ErrNotFound
+	}
+	head, err := os.ReadFile(s.path("images", name(image), name(r.Head)))
+	if err != nil || digest.FromBytes(head) != r.Head {
+		return nil, ErrNotFound
+	}
+	return &Image{Digest: r.Index, Manifest: r.Manifest, Head: head, Local: r.Local}, nil
+}
+
+// Put keeps the index of an image.
+func (s *Store) Put(image digest.Digest, im *Image) error {
+	dir := s.path("images", name(image))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("store index of image %s: %w", image, err)
+	}
+	r := record{Index: digest.FromBytes(im.Manifest), Manifest: im.Manifest, Head: digest.FromBytes(im.Head), Local: im.Local}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("store index of image %s: %w", image, err)
+	}
+	if err := writeFile(filepath.Join(dir, name(r.Head)), im.Head); err != nil {
+		return fmt.Errorf("store index of image %s: %w", image, err)
+	}
+	if err := writeFile(filepath.Join(dir, "record.json"), b); err != nil {
+		return fmt.Errorf("store index of image %s: %w", image, err)
+	}
+	return nil
+}
+
+// Layer returns the layer blob of an index by the digest of the layer, or
+// ErrNotFound.
+func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {
+	files, err := filepath.Glob(s.path("layers", name(blob)+".*"))
+	if err != nil || len(files) == 0 {
+		return nil, ErrNotFound
+	}
+	b, err := os.ReadFile(files[0])
+	if err != nil || "."+digest.FromBytes(b).Encoded() != filepath.Ext(files[0]) {
+		return nil, ErrNotFound
+	}
+	l, err := index.DecodeLayer(b)
+	if err != nil || l.Blob != blob {
+		return nil, ErrNotFound
+	}
+	return index.EncodeLayer(l)
+}
+
+// LayerPath returns the file of a layer blob of an index, by the digest of the
+// layer and of the index blob, and whether it is there.
+func (s *Store) LayerPath(blob, indexBlob digest.Digest) (string, bool) {
+	path := s.layerPath(blob, indexBlob)
+	_, err := os.Stat(path)
+	return path, err == nil
+}
+
+func (s *Store) layerPath(blob, indexBlob digest.Digest) string {
+	return s.path("layers", name(blob)+"."+indexBlob.Encoded())
+}
+
+// PutLayer keeps a layer's index.
+func (s *Store) PutLayer(l *index.LayerBlob) error {
+	if err := writeFile(s.layerPath(l.Blob, l.Digest), l.Bytes); err != nil {
+		return fmt.Errorf("store index of layer %s: %w", l.Blob, err)
+	}
+	return nil
+}
+
+// Quarantine remembers that the index with the given digest lied, and why, and
+// forgets it as the index of the image.
+func (s *Store) Quarantine(image, dgst digest.Digest, reason string) error {
+	if err := writeFile(s.path("quarantine", name(dgst)), []byte(reason+"\n")); err != nil {
+		return fmt.Errorf("quarantine index %s: %w", dgst, err)
+	}
+	return s.Remove(image)
+}
+
+// Quarantined reports whether the index with the given digest is known to lie.
+func (s *Store) Quarantined(dgst digest.Digest) bool {
+	_, err := os.Stat(s.path("quarantine", name(dgst)))
+	return err == nil
+}
+
+// Remove forgets the index of an image; that there is none is no error.
+func (s *Store) Remove(image digest.Digest) error {
+	if err := os.RemoveAll(s.path("images", name(image))); err != nil {
+		return fmt.Errorf("remove index of image %s: %w", image, err)
+	}
+	return nil
+}
+
+// RemoveLayer forgets the index of a layer.
+func (s *Store) RemoveLayer(blob digest.Digest) error {
+	files, _ := filepath.Glob(s.path("layers", name(blob)+".*"))
+	for _, f := range files {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove index of layer %s: %w", blob, err)
+		}
+	}
+	return nil
+}
+
+// Images lists the manifest digests of the images that have an index here.
+func (s *Store) Images() ([]digest.Digest, error) {
+	entries, err := os.ReadDir(s.path("images"))
+	if err != nil {
+		return nil, fmt.Errorf("list index store: %w", err)
+	}
+	var out []digest.Digest
+	for _, e := range entries {
+		if d := digest.Digest(strings.Replace(e.Name(), "-", ":", 1)); d.Validate() == nil {
+			out = append(out, d)
+		}
+	}
+	return out, nil
+}
+
+// writeFile replaces a file durably: readers see all of it or none.
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // nothing is there any more once it is renamed
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

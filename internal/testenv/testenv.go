@@ -1,0 +1,88 @@
+// Package testenv says what a test may expect of the machine it runs on.
+//
+// A test that needs root, a kernel feature, a tool or the corpus of real images
+// asks here. Where it is missing the test is skipped with the reason; a need
+// named in THAW_REQUIRE (comma separated) fails the test instead, so that CI
+// cannot lose tests silently. Needs are: root, fanotify, runtime, corpus, and
+// tool for all external programs.
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func missing(t testing.TB, need, reason string) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("THAW_REQUIRE"), ","), need) {
+		t.Fatalf("%s (required by THAW_REQUIRE)", reason)
+	}
+	t.Skip(reason)
+}
+
+// NeedRoot skips unless the test runs as root.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "root", "needs root")
+	}
+}
+
+// NeedFanotify skips unless the kernel has pre-content events (Linux 6.14).
+func NeedFanotify(t testing.TB) {
+	t.Helper()
+	NeedRoot(t)
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_PRE_CONTENT|unix.FAN_CLOEXEC|unix.FAN_UNLIMITED_QUEUE, unix.O_RDWR)
+	if err != nil {
+		missing(t, "fanotify", "needs fanotify pre-content events: "+err.Error())
+	}
+	defer unix.Close(fd)
+	path := filepath.Join(t.TempDir(), "probe")
+	if err := os.WriteFile(path, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path); err != nil {
+		missing(t, "fanotify", "needs fanotify pre-content marks in "+filepath.Dir(path)+": "+err.Error())
+	}
+}
+
+// NeedRuntime skips unless an OCI runtime is installed and returns its name.
+func NeedRuntime(t testing.TB) string {
+	t.Helper()
+	NeedRoot(t)
+	for _, name := range []string{"runc", "crun"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return name
+		}
+	}
+	missing(t, "runtime", "needs runc or crun")
+	return ""
+}
+
+// NeedTool skips unless the named program is on the PATH.
+func NeedTool(t testing.TB, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		missing(t, "tool", "needs the program "+name)
+	}
+}
+
+// Corpus returns the directory that holds the OCI layout of real images
+// (THAW_CORPUS, with the layout in its folder oci), or skips.
+func Corpus(t testing.TB) string {
+	t.Helper()
+	dir := os.Getenv("THAW_CORPUS")
+	if dir == "" {
+		missing(t, "corpus", "needs THAW_CORPUS, a directory of real images")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "oci", "index.json")); err != nil {
+		missing(t, "corpus", "needs an OCI layout in THAW_CORPUS: "+err.Error())
+	}
+	return dir
+}
