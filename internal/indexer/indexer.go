@@ -64,8 +64,10 @@ func Image(ctx context.Context, img *oci.Image, layer func(ctx context.Context, 
 
 // Sink hears of a layer's bytes as they pass; either function may be nil.
 type Sink struct {
-	Read func(n int)             // compressed bytes, from the network
-	Span func(data []byte) error // uncompressed bytes, in order; valid only during the call
+	Read func(n int) // compressed bytes, from the network
+	// Span gets the uncompressed bytes, in order, valid only during the call, and
+	// is to prove the layer's diffID with them.
+	Span func(data []byte) error
 }
 
 // Layer makes the index of one layer in one pass over its bytes.
@@ -74,6 +76,7 @@ func Layer(ctx context.Context, repo registry.Repository, l oci.Layer, sink Sink
 	defer body.Close()
 	in := index.BuildInput{Blob: l.Descriptor.Digest, BlobBytes: l.Descriptor.Size, DiffID: l.DiffID}
 	if sink.Span != nil {
+		in.Proven = true
 		in.Span = func(_ int, data []byte) error { return sink.Span(data) }
 	}
 	built, err := index.BuildLayer(ctx, &countingReader{body, sink.Read}, in)

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+)
+
+// startTimeout bounds the start of a daemon.
+const startTimeout = 15 * time.Second
+
+// logName is where a daemon that was started by a command logs.
+const logName = "daemon.log"
+
+// connect returns a client of the daemon of the state directory, which is
+// started where none runs.
+func (g *globalOptions) connect(ctx context.Context) (*api.Client, error) {
+	c, err := g.client()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Status(ctx); !errors.Is(err, api.ErrNotRunning) {
+		return c, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, api.Errorf(api.CodeUnsupported, "use sudo", "mounting needs root")
+	}
+	return c, g.startDaemon(ctx, c)
+}
+
+// client returns a client without making sure that there is a daemon.
+func (g *globalOptions) client() (*api.Client, error) {
+	cfg, err := g.load()
+	if err != nil {
+		return nil, err
+	}
+	root, err := filepath.Abs(cfg.Root)
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(root), nil
+}
+
+func (g *globalOptions) startDaemon(ctx context.Context, c *api.Client) error {
+	if err := os.MkdirAll(c.Root(), 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	log, err := os.OpenFile(filepath.Join(c.Root(), logName), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open log of daemon: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command("/proc/self/exe", g.daemonArgs(c.Root())...)
+	cmd.Args[0] = "thaw"
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if _, err := c.Status(ctx); !errors.Is(err, api.ErrNotRunning) {
+				return err
+			}
+		case err := <-exited:
+			// Another command may have started one at the same moment.
+			if _, serr := c.Status(ctx); serr == nil {
+				return nil
+			}
+			if err != nil {
+				return api.Errorf("", "its log is "+log.Name(), "start daemon: %v", err)
+			}
+			exited = nil
+		case <-ctx.Done():
+			return api.Errorf("", "its log is "+log.Name(), "start daemon: it does not answer: %v", ctx.Err())
+		}
+	}
+}
+
+func (g *globalOptions) daemonArgs(root string) []string {
+	args := []string{"daemon", "--root", root, "--log-level", "info"}
+	if g.config != "" {
+		args = append(args, "--config", g.config)
+	}
+	return args
+}
+
+// imageFlags are the flags of all commands that take an image.
+type imageFlags struct {
+	index     string
+	pull      string
+	plainHTTP bool
+}
+
+func (f *imageFlags) request(image string) api.ImageRequest {
+	r := api.ImageRequest{Image: absLayout(image), Index: f.index, Pull: f.pull, PlainHTTP: f.plainHTTP}
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		r.DockerConfig, _ = filepath.Abs(dir)
+	} else if home, err := os.UserHomeDir(); err == nil {
+		r.DockerConfig = filepath.Join(home, ".docker")
+	}
+	return r
+}
+
+// absLayout makes the directory of an oci: reference absolute: the daemon is
+// somewhere else.
+func absLayout(image string) string {
+	const prefix = "oci:"
+	if len(image) <= len(prefix) || image[:len(prefix)] != prefix || image[len(prefix)] == '/' {
+		return image
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return image
+	}
+	return prefix + filepath.Clean(wd) + "/" + image[len(prefix):]
+}
+
+// progress shows what a long call does on one line of a terminal, and warnings
+// always.
+type progress struct {
+	w     io.Writer
+	tty   bool
+	shown bool
+	name  string
+}
+
+func newProgress(w io.Writer, name string) *progress {
+	f, ok := w.(*os.File)
+	return &progress{w: w, name: name, tty: ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"}
+}
+
+func (p *progress) event(e api.Event) {
+	if e.Warning != "" {
+		p.clear()
+		fmt.Fprintf(p.w, "thaw: warning: %s\n", e.Warning)
+	}
+	if e.Progress == nil || !p.tty {
+		return
+	}
+	p.shown = true
+	done, total := e.Progress.Done, max(e.Progress.Total, 1)
+	fmt.Fprintf(p.w, "\r\x1b[K%s: %s %3d%% (%s of %s)", p.name, e.Progress.Step, 100*done/total,
+		units.HumanSize(float64(done)), units.HumanSize(float64(e.Progress.Total)))
+}
+
+func (p *progress) clear() {
+	if p.shown {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.shown = false
+	}
+}

@@ -1,0 +1,213 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/thaw-project/thaw/internal/config"
+	"github.com/thaw-project/thaw/internal/daemon"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/mount/keeper"
+)
+
+// memoryTarget is the heap that the daemon's garbage collector aims at; the
+// buffers of transfers are bounded far below it.
+const memoryTarget = 96 << 20
+
+type daemonOptions struct {
+	mount      string
+	background string
+	idleExit   time.Duration
+	grace      time.Duration
+}
+
+func newDaemonCommand(g *globalOptions) *cobra.Command {
+	var opts daemonOptions
+	cmd := &cobra.Command{
+		Use:   "daemon",
+		Short: "Run the daemon in the foreground; status and stop talk to a running one",
+		Long: `Run the daemon of a state directory in the foreground. Other commands start one
+where none runs; it then leaves some time after the last mount.
+
+Ctrl-C ends the daemon; what is mounted stays, and its readers wait for the next
+daemon (see --grace). thaw daemon stop is the orderly end.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd, g, &opts) },
+	}
+	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, eager (default auto)")
+	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
+	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
+	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeEager)
+	cmd.AddCommand(newDaemonStatusCommand(g), newDaemonStopCommand(g))
+	return cmd
+}
+
+func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error {
+	cfg, err := g.load()
+	if err != nil {
+		return err
+	}
+	log, err := g.logger(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	dc, err := opts.config(g, cfg, log)
+	if err != nil {
+		return err
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(memoryTarget)
+	}
+	err = daemon.Run(cmd.Context(), dc)
+	if errors.Is(err, daemon.ErrRunning) {
+		if s, serr := api.NewClient(dc.Root).Status(cmd.Context()); serr == nil {
+			return api.Errorf(api.CodeInUse, "thaw daemon stop ends it", "a daemon runs already for %s: pid %d", dc.Root, s.Pid)
+		}
+	}
+	return err
+}
+
+func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Logger) (daemon.Config, error) {
+	if o.mount != "" {
+		cfg.Mount = o.mount
+	}
+	if o.background != "" {
+		cfg.Background = o.background
+	}
+	if o.idleExit != 0 {
+		cfg.IdleExit = config.Duration(max(o.idleExit, 0))
+	}
+	if o.grace != 0 {
+		cfg.Grace = config.Duration(o.grace)
+	}
+	rate, err := config.ParseRate(cfg.Background)
+	if err != nil {
+		return daemon.Config{}, usageError{err}
+	}
+	root, err := filepath.Abs(cfg.Root)
+	if err != nil {
+		return daemon.Config{}, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return daemon.Config{}, fmt.Errorf("find own program: %w", err)
+	}
+	restart := append([]string{exe}, g.daemonArgs(root)...)
+	return daemon.Config{Root: root, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
+		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
+}
+
+func newKeeperCommand(g *globalOptions) *cobra.Command {
+	var grace time.Duration
+	cmd := &cobra.Command{
+		Use:    "keeper --root DIR -- DAEMON-COMMAND...",
+		Short:  "Hold a daemon's descriptors while it is away (started by the daemon)",
+		Hidden: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg, err := g.load()
+			if err != nil {
+				return err
+			}
+			log, err := g.logger(cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			keeper.Prepare(log)
+			// Not the command's context: a terminal's Ctrl-C is not for the keeper.
+			return keeper.Run(context.Background(), keeper.Options{Socket: filepath.Join(cfg.Root, daemon.KeeperSocketName),
+				Grace: grace, RestartCommand: args, Log: log})
+		},
+	}
+	cmd.Flags().DurationVar(&grace, "grace", 30*time.Second, "how long readers wait for a daemon")
+	return cmd
+}
+
+func newDaemonStatusCommand(g *globalOptions) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Describe the running daemon: pid, version, mounts, memory", Args: cobra.NoArgs,
+		Long: "Describe the running daemon.\n\nExit codes: 0 it runs, 1 none runs or it does not answer.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd, s)
+			}
+			return printStatus(cmd.OutOrStdout(), s)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printStatus(w io.Writer, s *api.Status) error {
+	fmt.Fprintf(w, "pid %d, version %s, up %s, %s resident, state in %s\n", s.Pid, s.Version,
+		units.HumanDuration(time.Since(s.Started)), units.HumanSize(float64(s.MemoryBytes)), s.Root)
+	fmt.Fprintf(w, "mount path: %s\n", s.Mode)
+	if s.ModeReason != "" {
+		fmt.Fprintf(w, "because: %s\n", s.ModeReason)
+	}
+	if len(s.Mounts) == 0 {
+		fmt.Fprintln(w, "nothing is mounted")
+		return nil
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "ID\tIMAGE\tHERE\tMODE\tINDEX\tDIRECTORY")
+	for _, m := range s.Mounts {
+		here := "complete"
+		if !m.Stats.Complete {
+			here = fmt.Sprintf("%d%%", 100*m.Stats.HereBytes/max(m.Stats.UnpackedBytes, 1))
+		}
+		if m.Stats.Error != "" {
+			here = "failed: " + m.Stats.Error
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", m.ID, m.Image, here, m.Mode, m.Index, m.Dir)
+	}
+	return tw.Flush()
+}
+
+func newDaemonStopCommand(g *globalOptions) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "stop", Short: "End the daemon; refuses while something is mounted", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := g.client()
+			if err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if errors.Is(err, api.ErrNotRunning) {
+				fmt.Fprintln(cmd.ErrOrStderr(), "no daemon is running")
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if err := c.Stop(cmd.Context(), force); err != nil {
+				return err
+			}
+			return daemon.WaitGone(cmd.Context(), s.Pid)
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "take away what is mounted, and kill containers that use it")
+	return cmd
+}

@@ -1,0 +1,172 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/container"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/mount/fanotify"
+)
+
+// check is one thing that doctor looked at.
+type check struct {
+	Name   string `json:"name"`
+	State  string `json:"state"` // ok, warning, missing
+	Detail string `json:"detail"`
+	Hint   string `json:"hint,omitempty"`
+}
+
+const (
+	stateOK      = "ok"
+	stateWarning = "warning"
+	stateMissing = "missing"
+)
+
+// diagnosis is what doctor found.
+type diagnosis struct {
+	Mount  string  `json:"mount"`            // mount path that is used
+	Reason string  `json:"reason,omitempty"` // why not a better one
+	Checks []check `json:"checks"`
+}
+
+func newDoctorCommand(g *globalOptions) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Say what this machine can do, which mount path is used, and why not a better one",
+		Long: `Say what this machine can do. The mount path is tried out: a file is marked, mounted
+and read, in the state directory.
+
+Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := g.load()
+			if err != nil {
+				return err
+			}
+			d := diagnose(cfg.Root)
+			if asJSON {
+				err = printJSON(cmd, d)
+			} else {
+				err = d.print(cmd.OutOrStdout())
+			}
+			for _, c := range d.Checks {
+				if c.State == stateMissing && err == nil {
+					err = &exitError{code: exitFailed}
+				}
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func diagnose(root string) *diagnosis {
+	d := &diagnosis{Mount: api.ModeFanotify}
+	add := func(name, state, detail, hint string) {
+		d.Checks = append(d.Checks, check{name, state, detail, hint})
+	}
+	var uts unix.Utsname
+	if unix.Uname(&uts) == nil {
+		add("kernel", stateOK, unix.ByteSliceToString(uts.Release[:]), "")
+	}
+	if os.Geteuid() != 0 {
+		add("root", stateMissing, "not running as root", "use sudo: mounts and containers need it")
+	} else {
+		add("root", stateOK, "running as root", "")
+	}
+	existing, fsType := stateDirectory(root)
+	free := ""
+	var st unix.Statfs_t
+	if unix.Statfs(existing, &st) == nil {
+		free = fmt.Sprintf(", %s free", units.HumanSize(float64(st.Bavail)*float64(st.Bsize)))
+	}
+	add("state directory", stateOK, root+" on "+fsType+free, "")
+	if os.Geteuid() == 0 {
+		d.probe(root, add)
+	} else {
+		d.Mount, d.Reason = "unknown", "only root can try it out"
+	}
+	if name, err := container.FindRuntime(""); err != nil {
+		add("OCI runtime", stateMissing, err.Error(), "install runc or crun")
+	} else {
+		add("OCI runtime", stateOK, name, "")
+	}
+	add("cgroups", stateOK, cgroupKind(), "")
+	return d
+}
+
+// probe tries the lazy mount out in the state directory.
+func (d *diagnosis) probe(root string, add func(name, state, detail, hint string)) {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		add("fanotify mount path", stateMissing, err.Error(), "choose another state directory with --root")
+		return
+	}
+	if err := fanotify.Probe(root); err != nil {
+		d.Mount, d.Reason = api.ModeEager, "fanotify: "+err.Error()
+		add("fanotify mount path", stateWarning, err.Error(),
+			"it needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and file-backed EROFS, and a state directory on ext4, xfs or btrfs; until then images are brought whole before they start")
+		return
+	}
+	add("fanotify mount path", stateOK, "mounted, read, and saw the read", "")
+}
+
+// stateDirectory returns the nearest directory of root that exists, and the
+// type of the file system it is on.
+func stateDirectory(root string) (dir, fsType string) {
+	dir = filepath.Clean(root)
+	for {
+		if _, err := os.Stat(dir); err == nil || dir == "/" {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return dir, err.Error()
+	}
+	names := map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs",
+		unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", unix.NFS_SUPER_MAGIC: "nfs"}
+	if name, ok := names[st.Type]; ok {
+		return dir, name
+	}
+	return dir, fmt.Sprintf("file system 0x%x", st.Type)
+}
+
+func cgroupKind() string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return "version 2"
+	}
+	entries, _ := os.ReadDir("/sys/fs/cgroup")
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if len(names) == 0 {
+		return "none mounted"
+	}
+	return "version 1: " + strings.Join(names, " ")
+}
+
+func (d *diagnosis) print(w io.Writer) error {
+	for _, c := range d.Checks {
+		fmt.Fprintf(w, "%-8s %-20s %s\n", c.State, c.Name, c.Detail)
+		if c.Hint != "" && c.State != stateOK {
+			fmt.Fprintf(w, "%-8s %-20s   -> %s\n", "", "", c.Hint)
+		}
+	}
+	fmt.Fprintf(w, "\nmount path: %s\n", d.Mount)
+	if d.Reason != "" {
+		fmt.Fprintf(w, "because: %s\n", d.Reason)
+	}
+	return nil
+}

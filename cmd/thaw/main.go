@@ -1,0 +1,182 @@
+// Command thaw starts containers before their images have arrived.
+//
+// This file parses, wires and maps errors to exit codes; each subcommand is a
+// file of its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/config"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+)
+
+// version is set by the build (-ldflags -X main.version=...).
+var version = ""
+
+// Exit codes that are the same for all commands; run has more.
+const (
+	exitFailed      = 1
+	exitUsage       = 2
+	exitInterrupted = 130
+)
+
+// exitError ends the program with a code, and says nothing when err is nil.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// usageError is a mistake in the command line.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run is the program, but for the process around it.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if errors.As(err, &exit) && exit.err == nil {
+		return exit.code
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		fmt.Fprintln(stderr, "thaw: interrupted")
+		return exitInterrupted
+	}
+	report(stderr, err)
+	var usage usageError
+	switch {
+	case exit != nil:
+		return exit.code
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// report tells the user what went wrong and, where it is known, the way out.
+func report(w io.Writer, err error) {
+	fmt.Fprintf(w, "thaw: error: %v\n", err)
+	var e *api.Error
+	if errors.As(err, &e) && e.Hint != "" {
+		fmt.Fprintf(w, "thaw: hint: %s\n", e.Hint)
+	}
+}
+
+// globalOptions are the flags of all commands.
+type globalOptions struct {
+	root   string
+	config string
+	level  string
+}
+
+func newRootCommand() *cobra.Command {
+	var g globalOptions
+	cmd := &cobra.Command{
+		Use:   "thaw",
+		Short: "Start containers before their images have arrived",
+		Long: `Thaw starts a container before its image has arrived, at native speed, and
+never lets it read a wrong byte. Images are used as they are; an index kept
+beside an image makes its layers readable at random.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. thaw run passes
+on the container's exit code (see thaw run --help).`,
+		SilenceErrors: true, SilenceUsage: true,
+		Version: buildVersion(),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q; thaw --help lists them", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.PersistentFlags().StringVar(&g.root, "root", "", "state directory (default /var/lib/thaw; env THAW_ROOT)")
+	cmd.PersistentFlags().StringVar(&g.config, "config", os.Getenv("THAW_CONFIG"), "configuration file (default /etc/thaw/config.toml; env THAW_CONFIG)")
+	cmd.PersistentFlags().StringVar(&g.level, "log-level", "warn", "what is logged to stderr: debug, info, warn, error")
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.AddCommand(newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g),
+		newCacheCommand(&g), newDaemonCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand())
+	return cmd
+}
+
+// load reads the configuration and puts the flags over it.
+func (g *globalOptions) load() (config.Config, error) {
+	c, err := config.Load(g.config)
+	if err != nil {
+		return c, usageError{err}
+	}
+	if g.root != "" {
+		c.Root = g.root
+	}
+	return c, nil
+}
+
+func (g *globalOptions) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(g.level)); err != nil {
+		return nil, usageError{fmt.Errorf("log level %q: use debug, info, warn or error", g.level)}
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
+}
+
+func buildVersion() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			return "dev-" + s.Value[:min(12, len(s.Value))]
+		}
+	}
+	return strings.Trim(info.Main.Version, "()")
+}
+
+// exactArgs is cobra.ExactArgs as a usage error that names the arguments.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == len(names) {
+			return nil
+		}
+		return usageError{fmt.Errorf("want %s, got %d arguments; see %s --help", strings.Join(names, " "), len(args), cmd.CommandPath())}
+	}
+}

@@ -1,0 +1,113 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/thaw-project/thaw/internal/config"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+)
+
+// mountFlags are the flags of commands that mount.
+type mountFlags struct {
+	imageFlags
+	mode       string
+	background string
+}
+
+func (f *mountFlags) bind(cmd *cobra.Command) {
+	f.imageFlags.bind(cmd, api.PullMissing)
+	cmd.Flags().StringVar(&f.mode, "mount", api.ModeAuto, "how to mount: auto, fanotify, or eager (bring the whole image first)")
+	cmd.Flags().StringVar(&f.background, "background", "", "background hydration: off, or bytes a second such as 20MB (default no limit)")
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeEager)
+}
+
+func (f *mountFlags) mountRequest(image string) (api.MountRequest, error) {
+	if err := f.check(); err != nil {
+		return api.MountRequest{}, err
+	}
+	rate, err := config.ParseRate(f.background)
+	if err != nil {
+		return api.MountRequest{}, usageError{err}
+	}
+	return api.MountRequest{ImageRequest: f.request(image), Mode: f.mode, Background: rate}, nil
+}
+
+type mountOptions struct {
+	mountFlags
+	wait bool
+	json bool
+}
+
+func newMountCommand(g *globalOptions) *cobra.Command {
+	var opts mountOptions
+	cmd := &cobra.Command{
+		Use:   "mount IMAGE DIR",
+		Short: "Mount an image's root read-only, lazily",
+		Args:  exactArgs("IMAGE", "DIR"),
+		RunE:  func(cmd *cobra.Command, args []string) error { return runMount(cmd, g, &opts, args[0], args[1]) },
+	}
+	opts.bind(cmd)
+	cmd.Flags().BoolVar(&opts.wait, "wait", false, "return when the whole image is here and proven")
+	cmd.Flags().BoolVar(&opts.json, "json", false, "print the mount as JSON")
+	return cmd
+}
+
+func runMount(cmd *cobra.Command, g *globalOptions, opts *mountOptions, image, dir string) error {
+	req, err := opts.mountRequest(image)
+	if err != nil {
+		return err
+	}
+	if req.Dir, err = filepath.Abs(dir); err != nil {
+		return err
+	}
+	c, err := g.connect(cmd.Context())
+	if err != nil {
+		return err
+	}
+	p := newProgress(cmd.ErrOrStderr(), image)
+	m, err := c.Mount(cmd.Context(), req, p.event)
+	p.clear()
+	if err != nil {
+		return err
+	}
+	if opts.wait {
+		if m, err = c.WaitComplete(cmd.Context(), m.ID); err != nil {
+			return err
+		}
+		if m.Stats.Error != "" {
+			return errors.New(m.Stats.Error)
+		}
+	}
+	if opts.json {
+		return printJSON(cmd, m)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s\n", m.Dir)
+	if m.ModeReason != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "thaw: warning: mounted %s: %s\n", m.Mode, m.ModeReason)
+	}
+	return nil
+}
+
+func newUmountCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use:     "umount DIR",
+		Aliases: []string{"unmount"},
+		Short:   "Take away what thaw mount has mounted",
+		Args:    exactArgs("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			dir, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			return c.Unmount(cmd.Context(), dir)
+		},
+	}
+}

@@ -1,0 +1,172 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+// runtimes are tried in this order, the faster one first.
+var runtimes = []string{"crun", "runc"}
+
+// cgroupParent is the cgroup all containers lie in.
+const cgroupParent = "/thaw"
+
+// FindRuntime returns the path of an OCI runtime: the named one, or with auto or
+// an empty name the one that starts containers fastest and can do so here.
+// Runtimes in sbin directories are found even if the PATH has none.
+func FindRuntime(name string) (string, error) {
+	names := runtimes
+	if name != "" && name != "auto" {
+		names = []string{name}
+	} else if mixedCgroups() {
+		names = []string{"runc"}
+	}
+	for _, n := range names {
+		for _, candidate := range []string{n, "/usr/local/sbin/" + n, "/usr/sbin/" + n} {
+			if path, err := exec.LookPath(candidate); err == nil {
+				return path, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("find OCI runtime: %s: %w", strings.Join(names, ", "), exec.ErrNotFound)
+}
+
+// mixedCgroups reports whether controllers of both cgroup versions are in use,
+// which crun refuses ("cgroups in hybrid mode not supported").
+func mixedCgroups() bool {
+	b, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers")
+	return err == nil && len(strings.TrimSpace(string(b))) > 0
+}
+
+func newClient(runtime, bundle string) (*runc.Runc, error) {
+	command, err := FindRuntime(runtime)
+	if err != nil {
+		return nil, err
+	}
+	return &runc.Runc{
+		Command: command,
+		// The runtime's own state goes with the bundle.
+		Root:      filepath.Join(bundle, "runtime"),
+		Log:       filepath.Join(bundle, "runtime.log"),
+		LogFormat: runc.JSON,
+	}, nil
+}
+
+// Cleanup ends a container with SIGKILL and removes what there is of it: its
+// processes, the runtime's state and its cgroups. The bundle directory is the
+// caller's. It may be called at any time, for a container that never was, and
+// again.
+func Cleanup(ctx context.Context, runtime, id, bundle string) error {
+	client, err := newClient(runtime, bundle)
+	if err != nil {
+		return err
+	}
+	return cleanup(ctx, client, id)
+}
+
+// cleanup outlives its context: a cancelled run leaves nothing behind either.
+func cleanup(ctx context.Context, client *runc.Runc, id string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
+	defer cancel()
+	state := filepath.Join(client.Root, id)
+	var deleted error
+	if _, err := os.Lstat(state); err == nil {
+		deleted = client.Delete(ctx, id, &runc.DeleteOpts{Force: true})
+	}
+	// A runtime killed half-way knows less than its cgroups do.
+	if err := removeCgroups(ctx, id); err != nil {
+		return fmt.Errorf("clean up container %s: %w", id, errors.Join(deleted, err))
+	}
+	if err := os.RemoveAll(state); err != nil {
+		return fmt.Errorf("clean up container %s: %w", id, err)
+	}
+	return nil
+}
+
+// cgroupRoots returns where cgroup hierarchies of either version are mounted.
+func cgroupRoots() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var roots []string
+	for line := range strings.Lines(string(b)) {
+		// 36 35 98:0 /root /mount/point options [optional ...] - type source options
+		before, after, ok := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 5 {
+			continue
+		}
+		if kind, _, _ := strings.Cut(after, " "); kind == "cgroup" || kind == "cgroup2" {
+			roots = append(roots, fields[4])
+		}
+	}
+	slices.Sort(roots)
+	return slices.Compact(roots), nil
+}
+
+// removeCgroups kills what is in a container's cgroups and removes them. The
+// kernel needs some time to let go of killed processes.
+func removeCgroups(ctx context.Context, id string) error {
+	roots, err := cgroupRoots()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		dir := filepath.Join(root, cgroupParent, id)
+		wait := time.Millisecond
+		for {
+			err := removeCgroup(dir)
+			if err == nil {
+				break
+			}
+			select {
+			case <-time.After(wait):
+				wait = min(2*wait, 50*time.Millisecond)
+			case <-ctx.Done():
+				return fmt.Errorf("remove cgroup %s: %w", dir, err)
+			}
+		}
+	}
+	return nil
+}
+
+func removeCgroup(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); err == nil {
+		for field := range strings.FieldsSeq(string(procs)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				_ = unix.Kill(pid, unix.SIGKILL) // gone already is as good
+			}
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

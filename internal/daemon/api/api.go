@@ -1,0 +1,180 @@
+// Package api is what thaw's commands say to the daemon: JSON over HTTP on a
+// unix socket, and a client for it.
+//
+// Long calls answer with a stream of events, one JSON object a line: progress,
+// then either the result or an error. The socket is mode 0600 and the daemon
+// checks the peer's user, so the protocol carries no credentials of its own.
+//
+// The package has no logic of the daemon.
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+)
+
+// Mount paths.
+const (
+	ModeAuto     = "auto"
+	ModeFanotify = "fanotify"
+	ModeEager    = "eager"
+)
+
+// What to do about an image's index.
+const (
+	IndexAuto    = "auto"    // use one where there is one, else make one from the passing bytes
+	IndexRequire = "require" // refuse an image without one
+	IndexPush    = "push"    // as auto, and push what was made
+	IndexIgnore  = "ignore"  // behave as if there were none anywhere
+)
+
+// When to ask the registry which image a reference names.
+const (
+	PullMissing = "missing" // when this node does not know it
+	PullAlways  = "always"
+	PullNever   = "never"
+)
+
+// ImageRequest names an image and how it is to be had.
+type ImageRequest struct {
+	Image        string `json:"image"`
+	Index        string `json:"index,omitempty"`        // IndexAuto
+	Pull         string `json:"pull,omitempty"`         // PullMissing
+	DockerConfig string `json:"dockerConfig,omitempty"` // directory with the config.json whose credentials are used
+	PlainHTTP    bool   `json:"plainHTTP,omitempty"`    // allow http to a host that is not this machine
+}
+
+// MountRequest asks for a mount.
+type MountRequest struct {
+	ImageRequest
+	Mode string `json:"mode,omitempty"` // ModeAuto
+	// Dir is where to mount read-only. Empty: a writable root for a container,
+	// which lives as long as the process that asks.
+	Dir string `json:"dir,omitempty"`
+	// Background is the rate of background hydration in bytes/s; 0: the
+	// daemon's, negative: none.
+	Background int64 `json:"background,omitempty"`
+	// Runtime and Container name the container to stop when the process that
+	// asked is gone.
+	Runtime   string `json:"runtime,omitempty"`
+	Container string `json:"container,omitempty"`
+}
+
+// Phase is a part of a start with its limits.
+type Phase struct {
+	Name   string    `json:"name"`
+	Start  time.Time `json:"start"`
+	End    time.Time `json:"end"`
+	Detail string    `json:"detail,omitempty"`
+}
+
+// Mount describes a mount.
+type Mount struct {
+	ID         string          `json:"id"`
+	Image      string          `json:"image"`
+	Manifest   digest.Digest   `json:"manifest"`
+	Config     json.RawMessage `json:"config,omitempty"` // the image's config, as in the registry
+	Dir        string          `json:"dir"`              // root of the image, or of the container
+	Bundle     string          `json:"bundle,omitempty"` // directory for the container's bundle
+	Mode       string          `json:"mode"`
+	ModeReason string          `json:"modeReason,omitempty"` // why not a better one
+	Index      string          `json:"index"`                // where it came from: local, registry, built
+	Pid        int             `json:"pid,omitempty"`        // whose end is the mount's end
+	Created    time.Time       `json:"created"`
+	Phases     []Phase         `json:"phases,omitempty"`
+	Stats      Stats           `json:"stats"`
+}
+
+// Stats says what of a mount's image is here and what that cost.
+type Stats struct {
+	ImageBytes    int64         `json:"imageBytes"`    // compressed layers
+	UnpackedBytes int64         `json:"unpackedBytes"` // of all layers
+	HereBytes     int64         `json:"hereBytes"`     // of UnpackedBytes
+	FetchedBytes  int64         `json:"fetchedBytes"`  // compressed layer bytes fetched since the mount was made
+	Requests      int64         `json:"requests"`      // to the registry, for this mount
+	NetworkBytes  int64         `json:"networkBytes"`  // from the registry for this mount, index and manifests included
+	Waits         int           `json:"waits"`         // reads that waited
+	WaitP50       time.Duration `json:"waitP50Ns"`
+	WaitP99       time.Duration `json:"waitP99Ns"`
+	WaitTotal     time.Duration `json:"waitTotalNs"`
+	Complete      bool          `json:"complete"` // every layer is here and proven
+	CompletedAt   time.Time     `json:"completedAt,omitzero"`
+	Error         string        `json:"error,omitempty"` // why hydration cannot go on
+}
+
+// Layer is a layer on this node.
+type Layer struct {
+	Blob        digest.Digest `json:"blob"`
+	DiffID      digest.Digest `json:"diffID"`
+	SizeBytes   int64         `json:"sizeBytes"` // uncompressed
+	HereBytes   int64         `json:"hereBytes"`
+	Complete    bool          `json:"complete"` // all here, and proven to be the diffID
+	InUse       bool          `json:"inUse"`
+	Pins        []string      `json:"pins"`
+	Quarantined string        `json:"quarantined,omitempty"` // why
+	LastUse     time.Time     `json:"lastUse"`
+}
+
+// Status describes a running daemon.
+type Status struct {
+	Pid         int       `json:"pid"`
+	Version     string    `json:"version"`
+	Root        string    `json:"root"`
+	Started     time.Time `json:"started"`
+	Mode        string    `json:"mode"`
+	ModeReason  string    `json:"modeReason,omitempty"`
+	KeeperPid   int       `json:"keeperPid,omitempty"`
+	MemoryBytes int64     `json:"memoryBytes"` // resident
+	Mounts      []Mount   `json:"mounts"`
+}
+
+// Progress is what a long call has done.
+type Progress struct {
+	Step  string `json:"step"` // what is being done
+	Done  int64  `json:"done"` // bytes
+	Total int64  `json:"total"`
+}
+
+// Event is a line of a long call's answer. One field is set.
+type Event struct {
+	Progress *Progress       `json:"progress,omitempty"`
+	Warning  string          `json:"warning,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *Error          `json:"error,omitempty"`
+}
+
+// Error is a failure as a user is to see it.
+type Error struct {
+	Message string `json:"message"`
+	Hint    string `json:"hint,omitempty"`
+	Code    string `json:"code,omitempty"` // for callers to branch on
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Codes of errors.
+const (
+	CodeNotFound    = "not-found"
+	CodeNoIndex     = "no-index"
+	CodeInUse       = "in-use"
+	CodeUnsupported = "unsupported"
+	CodeInvalid     = "invalid"
+)
+
+// Pulled is the result of a pull.
+type Pulled struct {
+	Image      string        `json:"image"`
+	Manifest   digest.Digest `json:"manifest"`
+	Layers     int           `json:"layers"`
+	ImageBytes int64         `json:"imageBytes"`
+	Index      string        `json:"index"`
+	Fetched    int64         `json:"fetchedBytes"`
+}
+
+// Errorf makes an error with a code.
+func Errorf(code, hint, format string, args ...any) *Error {
+	return &Error{Message: fmt.Sprintf(format, args...), Hint: hint, Code: code}
+}

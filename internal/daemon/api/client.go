@@ -1,0 +1,182 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"time"
+)
+
+// SocketName is the daemon's socket in its state directory.
+const SocketName = "daemon.sock"
+
+// ErrNotRunning says that no daemon answers on the socket.
+var ErrNotRunning = errors.New("no daemon is running")
+
+// Client talks to the daemon of a state directory.
+type Client struct {
+	root string
+	http *http.Client
+}
+
+// NewClient returns a client; it connects when it is first used.
+func NewClient(root string) *Client {
+	socket := filepath.Join(root, SocketName)
+	return &Client{root: root, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+		MaxIdleConns: 2, IdleConnTimeout: 5 * time.Second,
+	}}}
+}
+
+// Root is the state directory.
+func (c *Client) Root() string { return c.root }
+
+func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("encode request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://thaw"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("call daemon: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return nil, fmt.Errorf("%w in %s", ErrNotRunning, c.root)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("call daemon: %w", err)
+	}
+	if resp.StatusCode >= 400 {
+		defer resp.Body.Close()
+		e := &Error{}
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		if json.Unmarshal(b, e) != nil || e.Message == "" {
+			return nil, fmt.Errorf("call daemon: %s %s: %s", method, path, resp.Status)
+		}
+		return nil, e
+	}
+	return resp, nil
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	resp, err := c.do(ctx, method, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return fmt.Errorf("read daemon's answer: %w", err)
+	}
+	return nil
+}
+
+// stream makes a long call. event is called for progress and warnings.
+func (c *Client) stream(ctx context.Context, path string, in, out any, event func(Event)) error {
+	resp, err := c.do(ctx, http.MethodPost, path, in)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 32<<20)
+	for lines.Scan() {
+		var e Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return fmt.Errorf("read daemon's answer: %w", err)
+		}
+		switch {
+		case e.Error != nil:
+			return e.Error
+		case e.Result != nil:
+			return json.Unmarshal(e.Result, out)
+		case event != nil:
+			event(e)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read daemon's answer: %w", err)
+	}
+	return errors.New("the daemon went away in the middle of the call")
+}
+
+// Status describes the daemon.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var s Status
+	return &s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Stop ends the daemon; force also takes away what is mounted.
+func (c *Client) Stop(ctx context.Context, force bool) error {
+	return c.call(ctx, http.MethodPost, fmt.Sprintf("/v1/stop?force=%t", force), nil, nil)
+}
+
+// Mount makes a mount.
+func (c *Client) Mount(ctx context.Context, req MountRequest, event func(Event)) (*Mount, error) {
+	var m Mount
+	return &m, c.stream(ctx, "/v1/mounts", req, &m, event)
+}
+
+// Inspect describes a mount as it is now.
+func (c *Client) Inspect(ctx context.Context, id string) (*Mount, error) {
+	var m Mount
+	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id), nil, &m)
+}
+
+// WaitComplete returns once every layer of a mount is here and proven, or can
+// not be.
+func (c *Client) WaitComplete(ctx context.Context, id string) (*Mount, error) {
+	var m Mount
+	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"?wait=complete", nil, &m)
+}
+
+// Unmount takes a mount away, by its id or its directory.
+func (c *Client) Unmount(ctx context.Context, idOrDir string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/mounts?name="+url.QueryEscape(idOrDir), nil, nil)
+}
+
+// Pull brings a whole image to this node.
+func (c *Client) Pull(ctx context.Context, req ImageRequest, event func(Event)) (*Pulled, error) {
+	var p Pulled
+	return &p, c.stream(ctx, "/v1/pull", req, &p, event)
+}
+
+// Layers lists the layers on this node.
+func (c *Client) Layers(ctx context.Context) ([]Layer, error) {
+	var l []Layer
+	return l, c.call(ctx, http.MethodGet, "/v1/layers", nil, &l)
+}
+
+// Remove takes an image's pins away, or a layer by its blob digest, and what
+// then nobody needs.
+func (c *Client) Remove(ctx context.Context, name string) ([]Layer, error) {
+	var l []Layer
+	return l, c.call(ctx, http.MethodDelete, "/v1/layers?name="+url.QueryEscape(name), nil, &l)
+}
+
+// GC removes the layers that no mount uses and no image pins.
+func (c *Client) GC(ctx context.Context) ([]Layer, error) {
+	var l []Layer
+	return l, c.call(ctx, http.MethodPost, "/v1/gc", nil, &l)
+}

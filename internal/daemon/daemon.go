@@ -1,0 +1,230 @@
+// Package daemon is thaw's long-running part: one daemon a state directory
+// resolves images, finds or makes their indexes, mounts them and hydrates
+// their layers. It is the one place that composes the packages below it.
+//
+// Its model: an image is resolved to a manifest and an index (image.go). Each
+// of its layers is shared by all who use it (layers.go). A mount is an image's
+// root, in a directory or as the writable root of a container (mounts.go); its
+// record in the state directory is written before anything is mounted, so that
+// the next daemon can go on with it, or clean up after it (recover.go).
+// Commands talk to the daemon over a unix socket (server.go). It leaves by
+// itself when nothing has been mounted for a while.
+//
+// The daemon runs no containers. It does stop those whose `thaw run` is gone.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/hydrate"
+	"github.com/thaw-project/thaw/internal/indexstore"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/mount/fanotify"
+	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
+	"github.com/thaw-project/thaw/internal/mount/keeper"
+)
+
+// Config of a daemon.
+type Config struct {
+	Root       string // state directory
+	Version    string
+	Mode       string        // api.ModeAuto, ModeFanotify or ModeEager
+	Background int64         // bytes/s of compressed layers; 0: no limit, negative: off
+	IdleExit   time.Duration // after the last mount; 0: never
+	Grace      time.Duration // how long readers wait for a new daemon after a crash
+	Insecure   []string      // hosts that may be spoken to in plain http
+	Mirrors    map[string][]string
+	// Keeper is the command that runs keeper.Run for Root.
+	Keeper []string
+	Log    *slog.Logger
+}
+
+// Daemon serves one state directory.
+type Daemon struct {
+	cfg     Config
+	log     *slog.Logger
+	started time.Time
+	ctx     context.Context // of everything that outlives a call
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup // goroutines under ctx
+
+	store    *layerstore.Store
+	indexes  *indexstore.Store
+	clients  clients
+	sched    *hydrate.Scheduler
+	keeper   *keeper.Client    // nil in eager mode
+	mounter  mount.Mounter     // nil in eager mode
+	fanotify *fanotify.Mounter // the same, for taking mounts over
+
+	checking sync.Mutex // held while an index is compared with its layers
+
+	mode, modeReason string
+
+	layers layers
+	pulls  flights
+
+	// mu guards mounts and lastBusy. Taken before no other lock of the daemon.
+	mu       sync.Mutex
+	mounts   map[string]*mounted // by id
+	lastBusy time.Time
+	calls    atomic.Int64 // under way
+}
+
+// ErrRunning says that another daemon has the state directory.
+var ErrRunning = errors.New("another daemon is running")
+
+// Run serves cfg.Root until ctx is done, someone asks the daemon to stop, or it
+// has been idle for long enough. What is mounted stays mounted when ctx ends:
+// the keeper holds it for the next daemon.
+func Run(ctx context.Context, cfg Config) error {
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, lastBusy: time.Now()}
+	d.ctx, d.cancel = context.WithCancel(ctx)
+	defer d.cancel()
+	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	store, err := layerstore.Open(filepath.Join(cfg.Root, "store"), layerstore.Options{Log: d.log, DropCache: true})
+	if errors.Is(err, layerstore.ErrLocked) {
+		return fmt.Errorf("%w: %w", ErrRunning, err)
+	}
+	if err != nil {
+		return err
+	}
+	d.store = store
+	defer store.Close()
+	if d.indexes, err = indexstore.Open(filepath.Join(cfg.Root, "index")); err != nil {
+		return err
+	}
+	if err := group.LimitFiles(); err != nil {
+		d.log.Warn("set limit of open files", "err", err)
+	}
+	defer d.clients.close()
+	d.sched = hydrate.New(hydrate.Options{RateBytes: max(cfg.Background, 0), Log: d.log})
+	defer d.sched.Close()
+	d.layers.init()
+	if err := d.startMounter(); err != nil {
+		return err
+	}
+	return d.serve()
+}
+
+// serve answers calls until the daemon's context ends, then shuts down.
+func (d *Daemon) serve() error {
+	socket := filepath.Join(d.cfg.Root, api.SocketName)
+	os.Remove(socket) // a dead daemon's: the store's lock is ours
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", socket, err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		l.Close()
+		return fmt.Errorf("protect %s: %w", socket, err)
+	}
+	srv := &http.Server{Handler: d.handler(), ConnContext: withPeer, ErrorLog: slog.NewLogLogger(d.log.Handler(), slog.LevelWarn),
+		ReadHeaderTimeout: 10 * time.Second}
+	d.wg.Go(d.leaveWhenIdle)
+	d.wg.Go(d.syncLayers)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-d.ctx.Done()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		srv.Shutdown(ctx)
+		srv.Close()
+	}()
+	d.log.Info("daemon is ready", "root", d.cfg.Root, "pid", os.Getpid(), "mode", d.mode)
+	err = srv.Serve(l)
+	d.cancel()
+	<-stopped
+	if errors.Is(err, http.ErrServerClosed) {
+		err = nil
+	}
+	return errors.Join(err, d.shutdown())
+}
+
+// shutdown lets go of everything. With mounts left the keeper is not told
+// goodbye: it keeps their readers waiting for the next daemon.
+func (d *Daemon) shutdown() error {
+	d.sched.Close()
+	d.mu.Lock()
+	left := len(d.mounts)
+	d.mu.Unlock()
+	d.wg.Wait()
+	d.layers.closeAll()
+	if d.mounter == nil {
+		return nil
+	}
+	if left > 0 {
+		d.log.Info("daemon stops, its mounts stay", "mounts", left)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		d.fanotify.Handover(ctx)
+		return nil
+	}
+	d.log.Info("daemon stops")
+	return d.mounter.Close()
+}
+
+// leaveWhenIdle ends the daemon some time after the last mount and call.
+func (d *Daemon) leaveWhenIdle() {
+	if d.cfg.IdleExit <= 0 {
+		return
+	}
+	tick := time.NewTicker(min(d.cfg.IdleExit, 5*time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		d.mu.Lock()
+		if len(d.mounts) > 0 || d.calls.Load() > 0 {
+			d.lastBusy = time.Now()
+		}
+		idle := time.Since(d.lastBusy)
+		d.mu.Unlock()
+		if idle >= d.cfg.IdleExit {
+			d.log.Info("daemon leaves: nothing is mounted", "idle", idle.Round(time.Second))
+			d.cancel()
+			return
+		}
+	}
+}
+
+// syncInterval is how much hydration a crash of the machine may cost.
+const syncInterval = 5 * time.Second
+
+// syncLayers makes what has been hydrated durable now and then.
+func (d *Daemon) syncLayers() {
+	tick := time.NewTicker(syncInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-d.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, l := range d.layers.list() {
+			if l.store.Complete() {
+				continue
+			}
+			if err := l.store.Sync(); err != nil {
+				d.log.Error("sync layer", "layer", l.blob, "err", err)
+			}
+		}
+	}
+}

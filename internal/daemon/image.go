@@ -1,0 +1,400 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/indexstore"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/oci"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+// image is an image with the index that it is mounted by.
+type image struct {
+	ref  oci.Reference
+	oci  *oci.Image
+	repo registry.Repository
+
+	head   *index.Image
+	index  digest.Digest // of the index' manifest
+	origin string        // of the index: originLocal, ...
+
+	background int64 // bytes/s, as hydrate.Config.RateBytes
+}
+
+// Where an index came from.
+const (
+	originLocal    = "local"    // built on this node before
+	originStored   = "stored"   // fetched by this node before
+	originRegistry = "registry" // fetched just now
+	originBuilt    = "built"    // made just now from the passing bytes
+)
+
+func (img *image) manifest() digest.Digest { return img.oci.ManifestDescriptor.Digest }
+
+// task follows one call: its phases, its registry traffic and who wants to
+// hear of its progress.
+type task struct {
+	req     api.ImageRequest
+	counter registry.Counter
+	phases  []api.Phase
+	event   func(api.Event) // never nil
+
+	mu   sync.Mutex // guards held
+	held []*layerstore.Layer
+}
+
+// hold keeps a layer in use until the task is over.
+func (t *task) hold(l *layerstore.Layer) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.held = append(t.held, l)
+}
+
+// release lets go of what was held.
+func (t *task) release() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var errs []error
+	for _, l := range t.held {
+		errs = append(errs, l.Release())
+	}
+	t.held = nil
+	return errors.Join(errs...)
+}
+
+// phase runs f as the named part of the task.
+func (t *task) phase(name string, f func() (detail string, err error)) error {
+	p := api.Phase{Name: name, Start: time.Now()}
+	var err error
+	p.Detail, err = f()
+	p.End = time.Now()
+	t.phases = append(t.phases, p)
+	return err
+}
+
+func (t *task) warn(format string, args ...any) {
+	t.event(api.Event{Warning: fmt.Sprintf(format, args...)})
+}
+
+// resolve finds out which image a reference names.
+func (d *Daemon) resolve(ctx context.Context, t *task) (*image, error) {
+	ref, err := oci.ParseReference(t.req.Image)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "", "%v", err)
+	}
+	repo, err := d.repository(ref, t.req)
+	if err != nil {
+		return nil, err
+	}
+	img := &image{ref: ref, repo: repo}
+	known := d.knownImage(ref)
+	if known != nil && !ref.IsLayout() && (t.req.Pull != api.PullAlways) {
+		img.oci = known
+		return img, nil
+	}
+	if t.req.Pull == api.PullNever && !ref.IsLayout() {
+		return nil, api.Errorf(api.CodeNotFound, "leave out --pull=never, or pull it first", "image %s is not on this node", ref)
+	}
+	img.oci, err = registry.ResolveImage(ctx, repo, ref, v1.Platform{})
+	if err != nil {
+		return nil, fmt.Errorf("resolve %s: %w", ref, err)
+	}
+	return img, nil
+}
+
+// clients are the registry clients of the daemon: one for each set of
+// credentials and host that calls bring.
+type clients struct {
+	mu  sync.Mutex
+	all map[clientKey]*registry.Client
+}
+
+type clientKey struct{ dockerConfig, plainHTTP string }
+
+func (d *Daemon) repository(ref oci.Reference, req api.ImageRequest) (registry.Repository, error) {
+	key := clientKey{dockerConfig: req.DockerConfig}
+	insecure := d.cfg.Insecure
+	if req.PlainHTTP {
+		key.plainHTTP = ref.Registry
+		insecure = append(slices.Clone(insecure), ref.Registry)
+	}
+	d.clients.mu.Lock()
+	defer d.clients.mu.Unlock()
+	c := d.clients.all[key]
+	if c == nil {
+		c = registry.New(registry.Options{DockerConfigDir: req.DockerConfig, Insecure: insecure, Mirrors: d.cfg.Mirrors,
+			Log: d.log, UserAgent: "thaw/" + d.cfg.Version})
+		if d.clients.all == nil {
+			d.clients.all = map[clientKey]*registry.Client{}
+		}
+		d.clients.all[key] = c
+	}
+	return c.Repository(ref)
+}
+
+func (c *clients) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, client := range c.all {
+		client.Close()
+	}
+}
+
+// storedImage is an image as this node remembers it.
+type storedImage struct {
+	Ref      string        `json:"ref"`
+	Manifest []byte        `json:"manifest"`
+	Config   []byte        `json:"config"`
+	Media    string        `json:"mediaType"`
+	Digest   digest.Digest `json:"digest"`
+	Pulled   bool          `json:"pulled"` // by `thaw pull`: its layers are pinned
+}
+
+func (d *Daemon) imagePath(ref oci.Reference) string {
+	sum := sha256.Sum256([]byte(ref.String()))
+	return filepath.Join(d.cfg.Root, "images", hex.EncodeToString(sum[:16])+".json")
+}
+
+// knownImage returns the image that a reference named last, or nil.
+func (d *Daemon) knownImage(ref oci.Reference) *oci.Image {
+	s, err := readImage(d.imagePath(ref))
+	if err != nil || s.Ref != ref.String() || digest.FromBytes(s.Manifest) != s.Digest {
+		return nil
+	}
+	img, err := s.image(ref)
+	if err != nil {
+		return nil
+	}
+	return img
+}
+
+func (s *storedImage) image(ref oci.Reference) (*oci.Image, error) {
+	img, err := oci.ParseImage(s.Manifest, s.Config)
+	if err != nil {
+		return nil, err
+	}
+	img.Reference = ref
+	img.ManifestDescriptor = v1.Descriptor{MediaType: s.Media, Digest: s.Digest, Size: int64(len(s.Manifest))}
+	return img, nil
+}
+
+func readImage(path string) (*storedImage, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var s storedImage
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// rememberImage keeps what a reference names, so that it can be started again
+// without its registry. pulled stays set once it was.
+func (d *Daemon) rememberImage(img *image, pulled bool) error {
+	path := d.imagePath(img.ref)
+	if old, err := readImage(path); err == nil && old.Digest == img.manifest() {
+		if old.Pulled || !pulled {
+			return nil
+		}
+	}
+	return writeJSON(path, img.stored(pulled))
+}
+
+func (img *image) stored(pulled bool) storedImage {
+	m := img.oci.ManifestDescriptor
+	return storedImage{Ref: img.ref.String(), Manifest: img.oci.ManifestBytes, Config: img.oci.ConfigBytes,
+		Media: m.MediaType, Digest: m.Digest, Pulled: pulled}
+}
+
+// writeJSON replaces a file durably.
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(tmp.Name()) // nothing is there any more once it is renamed
+	_, err = tmp.Write(b)
+	if err == nil {
+		err = tmp.Sync()
+	}
+	if err = errors.Join(err, tmp.Close()); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return os.Rename(tmp.Name(), path)
+}
+
+// findIndex looks for the image's index on this node and then beside the image.
+// The error is indexstore.ErrNotFound where there is none that can be used.
+func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
+	if t.req.Index == api.IndexIgnore {
+		return indexstore.ErrNotFound
+	}
+	if local, err := d.indexes.Get(img.manifest()); err == nil {
+		err := img.adopt(local.Manifest, local.Head)
+		if err == nil {
+			img.origin = originStored
+			if local.Local {
+				img.origin = originLocal
+			}
+			return nil
+		}
+		d.log.Warn("index in the local store cannot be used", "image", img.ref, "err", err)
+	}
+	if t.req.Pull == api.PullNever {
+		return indexstore.ErrNotFound
+	}
+	return d.fetchIndex(ctx, t, img)
+}
+
+func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
+	found, err := img.repo.Referrers(ctx, img.manifest(), index.ArtifactType)
+	if err != nil {
+		return fmt.Errorf("look for the index of %s: %w", img.ref, err)
+	}
+	for _, desc := range found {
+		if d.indexes.Quarantined(desc.Digest) {
+			t.warn("index %s of %s was found to lie before and is not used", desc.Digest, img.ref)
+			continue
+		}
+		if err := d.fetchOne(ctx, img, desc); err != nil {
+			t.warn("index %s of %s cannot be used: %v", desc.Digest, img.ref, err)
+			d.log.Warn("index cannot be used", "image", img.ref, "index", desc.Digest, "err", err)
+			continue
+		}
+		img.origin = originRegistry
+		return nil
+	}
+	return indexstore.ErrNotFound
+}
+
+func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) error {
+	manifest, _, err := img.repo.Manifest(ctx, desc.Digest.String())
+	if err != nil {
+		return err
+	}
+	headDesc, _, err := index.ParseManifest(manifest, img.manifest())
+	if err != nil {
+		return err
+	}
+	head, err := img.repo.Blob(ctx, headDesc)
+	if err != nil {
+		return err
+	}
+	if err := img.adopt(manifest, head); err != nil {
+		return err
+	}
+	stored := &indexstore.Image{Manifest: manifest, Head: head}
+	return d.indexes.Put(img.manifest(), stored)
+}
+
+// adopt takes an index for the image if it is about the image's layers.
+func (img *image) adopt(manifest, head []byte) error {
+	m, err := index.DecodeImage(head)
+	if err != nil {
+		return err
+	}
+	if len(m.Layers) != len(img.oci.Layers) {
+		return fmt.Errorf("it has %d layers, the image %d", len(m.Layers), len(img.oci.Layers))
+	}
+	for i, l := range img.oci.Layers {
+		il := &m.Layers[i]
+		if il.Blob != l.Descriptor.Digest || il.DiffID != l.DiffID || il.BlobBytes != l.Descriptor.Size {
+			return fmt.Errorf("its layer %d is %s (%s), the image's %s (%s)", i, il.Blob, il.DiffID, l.Descriptor.Digest, l.DiffID)
+		}
+	}
+	img.head, img.index = m, digest.FromBytes(manifest)
+	return nil
+}
+
+// prepare resolves an image and finds its index; without one the whole image
+// is brought here and an index made on the way.
+func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
+	ctx = registry.WithCounter(ctx, &t.counter)
+	var img *image
+	err := t.phase("resolve", func() (string, error) {
+		var err error
+		img, err = d.resolve(ctx, t)
+		return t.req.Image, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = t.phase("index", func() (string, error) {
+		err := d.findIndex(ctx, t, img)
+		return img.origin, err
+	})
+	if errors.Is(err, indexstore.ErrNotFound) {
+		err = d.withoutIndex(ctx, t, img)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return img, nil
+}
+
+func (d *Daemon) withoutIndex(ctx context.Context, t *task, img *image) error {
+	if t.req.Index == api.IndexRequire {
+		return api.Errorf(api.CodeNoIndex, fmt.Sprintf("make one with: thaw index build --push %s", t.req.Image),
+			"image %s has no index, here or in its registry", img.ref)
+	}
+	return t.phase("pull", func() (string, error) { return "", d.ingest(ctx, t, img) })
+}
+
+// metadataPath returns the image's EROFS metadata as a file, which is made, or
+// verified when it is here already.
+func (d *Daemon) metadataPath(img *image) (string, error) {
+	dir := filepath.Join(d.cfg.Root, "metadata")
+	path := filepath.Join(dir, img.head.ErofsDigest.Encoded()+".erofs")
+	if b, err := os.ReadFile(path); err == nil && img.head.ErofsDigest.Algorithm().FromBytes(b) == img.head.ErofsDigest {
+		return path, nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read EROFS metadata: %w", err)
+	}
+	b, err := img.head.Erofs()
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("write EROFS metadata: %w", err)
+	}
+	// Not synced: it is verified before each mount, and made again when torn.
+	tmp, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return "", fmt.Errorf("write EROFS metadata: %w", err)
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(b)
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("write EROFS metadata: %w", err)
+	}
+	return path, nil
+}

@@ -1,0 +1,197 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	digest "github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/thaw-project/thaw/internal/hydrate"
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+// layer is a layer in use, shared by all mounts and pulls that need it.
+type layer struct {
+	blob    digest.Digest
+	store   *layerstore.Layer
+	hydrate *hydrate.Layer
+	counter registry.Counter
+
+	users int // guarded by layers.mu
+
+	mu  sync.Mutex // guards err
+	err error      // why the layer cannot be completed
+}
+
+func (l *layer) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err = err
+}
+
+func (l *layer) failure() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// layers are the layers in use. It is the mounters' mount.Handler.
+type layers struct {
+	mu     sync.Mutex // guards changes of byBlob and layer.users
+	byBlob atomic.Pointer[map[digest.Digest]*layer]
+}
+
+func (ls *layers) init() { ls.byBlob.Store(&map[digest.Digest]*layer{}) }
+
+func (ls *layers) get(blob digest.Digest) *layer { return (*ls.byBlob.Load())[blob] }
+
+func (ls *layers) list() []*layer {
+	var all []*layer
+	for _, l := range *ls.byBlob.Load() {
+		all = append(all, l)
+	}
+	return all
+}
+
+// change replaces the map by a changed copy: Have reads it without a lock.
+func (ls *layers) change(f func(map[digest.Digest]*layer)) {
+	m := maps.Clone(*ls.byBlob.Load())
+	f(m)
+	ls.byBlob.Store(&m)
+}
+
+// Have implements mount.Handler.
+func (ls *layers) Have(blob digest.Digest, off, n int64) bool {
+	l := ls.get(blob)
+	return l != nil && l.hydrate.Have(off, n)
+}
+
+// Fetch implements mount.Handler.
+func (ls *layers) Fetch(ctx context.Context, blob digest.Digest, off, n int64) error {
+	l := ls.get(blob)
+	if l == nil {
+		return fmt.Errorf("layer %s is not in use", blob)
+	}
+	return l.hydrate.Fetch(ctx, off, n)
+}
+
+func (ls *layers) closeAll() {
+	for _, l := range ls.list() {
+		l.hydrate.Close()
+		l.store.Release()
+	}
+}
+
+// blobReader reads ranges of one blob of a repository.
+type blobReader struct {
+	repo    registry.Repository
+	desc    v1.Descriptor
+	offset  int64 // added to every range
+	counter *registry.Counter
+}
+
+func (b blobReader) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	return b.repo.ReadRange(registry.WithCounter(ctx, b.counter), b.desc, b.offset+off, n)
+}
+
+// fileReader reads ranges of a local file.
+type fileReader struct {
+	path   string
+	offset int64
+}
+
+func (r fileReader) ReadRange(_ context.Context, off, n int64) (io.ReadCloser, error) {
+	f, err := os.Open(r.path)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(f, r.offset+off, n), f}, nil
+}
+
+// use returns layer i of an image for one more user, hydrating unless it is
+// complete. first is its descriptor from the keeper, or nil.
+func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*layer, error) {
+	il := &img.head.Layers[i]
+	d.layers.mu.Lock()
+	defer d.layers.mu.Unlock()
+	if l := d.layers.get(il.Blob); l != nil {
+		l.users++
+		return l, nil
+	}
+	digests := make([][32]byte, len(il.Spans))
+	for j := range il.Spans {
+		digests[j] = il.Spans[j].Digest
+	}
+	stored, err := d.store.Acquire(ctx, layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
+		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}, first)
+	if err != nil {
+		return nil, err
+	}
+	l := &layer{blob: il.Blob, store: stored, users: 1}
+	data := blobReader{repo: img.repo, desc: img.oci.Layers[i].Descriptor, counter: &l.counter}
+	l.hydrate = d.sched.Add(hydrate.Config{
+		Store: stored, Format: il.Format, Spans: il.Spans, Data: data,
+		Windows: d.windows(img, i, &l.counter), BytesWindows: il.BytesWindows,
+		Stream: func(ctx context.Context) io.ReadCloser {
+			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{})
+		},
+		RateBytes: img.background,
+		Finished:  func(err error) { d.layerFinished(l, err) },
+	})
+	d.layers.change(func(m map[digest.Digest]*layer) { m[il.Blob] = l })
+	return l, nil
+}
+
+// windows is where the access points' windows of a layer are: in the local
+// index store, else beside the image.
+func (d *Daemon) windows(img *image, i int, counter *registry.Counter) hydrate.Blob {
+	il := &img.head.Layers[i]
+	if path, ok := d.indexes.LayerPath(il.Blob, il.Index); ok {
+		return fileReader{path: path, offset: il.OffsetWindows}
+	}
+	desc := v1.Descriptor{MediaType: index.MediaTypeLayer, Digest: il.Index, Size: il.IndexBytes}
+	return blobReader{repo: img.repo, desc: desc, offset: il.OffsetWindows, counter: counter}
+}
+
+// drop ends one use of a layer.
+func (d *Daemon) drop(l *layer) {
+	d.layers.mu.Lock()
+	defer d.layers.mu.Unlock()
+	if l.users--; l.users > 0 {
+		return
+	}
+	d.layers.change(func(m map[digest.Digest]*layer) { delete(m, l.blob) })
+	l.hydrate.Close()
+	if err := l.store.Sync(); err != nil && !errors.Is(err, layerstore.ErrClosed) {
+		d.log.Error("sync layer", "layer", l.blob, "err", err)
+	}
+	l.store.Release()
+}
+
+// layerFinished is told by the scheduler that a layer is complete, or that it
+// is not what the image's config promises.
+func (d *Daemon) layerFinished(l *layer, err error) {
+	if err != nil {
+		d.log.Error("layer is not what its image promises; it is quarantined", "layer", l.blob, "err", err)
+		l.fail(err)
+		return
+	}
+	if d.mounter != nil {
+		if err := d.mounter.Unwatch(l.blob); err != nil {
+			d.log.Error("stop watching layer", "layer", l.blob, "err", err)
+		}
+	}
+	d.log.Info("layer is complete", "layer", l.blob)
+}

@@ -1,0 +1,371 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/thaw-project/thaw/internal/container"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+// record is what the state directory says of a mount. It is written before
+// anything is mounted.
+type record struct {
+	ID        string           `json:"id"`
+	Request   api.MountRequest `json:"request"`
+	Manifest  digest.Digest    `json:"manifest"`
+	Mode      string           `json:"mode"`
+	Origin    string           `json:"origin"`
+	BootID    string           `json:"bootID"`
+	Pid       int              `json:"pid,omitempty"` // of `thaw run`
+	PidStart  uint64           `json:"pidStart,omitempty"`
+	Created   time.Time        `json:"created"`
+	ImageDir  string           `json:"imageDir"` // where the EROFS image is mounted
+	Writable  bool             `json:"writable"` // a container's root lies over it
+	Finished  bool             `json:"finished"` // mounting is done
+	Committed []api.Phase      `json:"phases,omitempty"`
+}
+
+// mounted is a mount that this daemon serves.
+type mounted struct {
+	record
+	dir     string // of the record
+	img     *image
+	layers  []*layer // as the image has them; a layer may stand twice
+	counter registry.Counter
+	base    int64 // bytes that its layers had fetched before
+	cancel  context.CancelFunc
+	gone    chan struct{} // closed when it is unmounted
+
+	completed chan struct{} // closed when complete, or when it cannot be
+
+	mu         sync.Mutex // guards what follows
+	unmounting bool
+	complete   bool
+	doneAt     time.Time
+	err        error
+}
+
+var idRegexp = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
+
+func (d *Daemon) mountsDir() string { return filepath.Join(d.cfg.Root, "mounts") }
+
+// newID returns the id of a new mount and reserves its directory.
+func (d *Daemon) newID(wanted string) (id, dir string, err error) {
+	id = wanted
+	if id == "" {
+		b := make([]byte, 6)
+		rand.Read(b)
+		id = hex.EncodeToString(b)
+	}
+	if !idRegexp.MatchString(id) {
+		return "", "", api.Errorf(api.CodeInvalid, "use letters, digits, '-', '_' and '.', 63 at most", "%q is not a name for a container", id)
+	}
+	if err := os.MkdirAll(d.mountsDir(), 0o700); err != nil {
+		return "", "", fmt.Errorf("make mount directory: %w", err)
+	}
+	dir = filepath.Join(d.mountsDir(), id)
+	err = os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return "", "", api.Errorf(api.CodeInUse, "choose another --name, or wait until it has exited", "the name %q is in use", id)
+	}
+	if err != nil {
+		return "", "", fmt.Errorf("make mount directory: %w", err)
+	}
+	return id, dir, nil
+}
+
+// mount makes a mount for the process pid.
+func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid int) (*mounted, error) {
+	mode, err := d.modeFor(req.Mode)
+	if err != nil {
+		return nil, err
+	}
+	img, err := d.prepare(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	img.background = req.Background
+	m := &mounted{img: img, gone: make(chan struct{}), completed: make(chan struct{})}
+	m.record = record{Request: req, Manifest: img.manifest(), Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
+	if m.ID, m.dir, err = d.newID(req.Container); err != nil {
+		return nil, err
+	}
+	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
+	if !m.Writable {
+		m.ImageDir = req.Dir
+	} else if err := os.Mkdir(m.ImageDir, 0o755); err != nil {
+		return nil, fmt.Errorf("make mount directory: %w", err)
+	}
+	if m.Writable {
+		m.Pid, m.PidStart = pid, pidStart(pid)
+	}
+	if err := d.mountLayers(ctx, t, m); err != nil {
+		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
+	}
+	m.Committed = t.phases
+	m.Finished = true
+	if err := m.save(); err != nil {
+		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
+	}
+	d.adopt(m)
+	d.wg.Go(func() {
+		if err := d.rememberImage(img, false); err != nil {
+			d.log.Error("remember image", "image", img.ref, "err", err)
+		}
+	})
+	return m, nil
+}
+
+// adopt serves a mount from now on.
+func (d *Daemon) adopt(m *mounted) {
+	ctx, cancel := context.WithCancel(d.ctx)
+	m.cancel = cancel
+	d.mu.Lock()
+	d.mounts[m.ID] = m
+	d.mu.Unlock()
+	d.wg.Go(func() { d.followCompletion(ctx, m) })
+	if m.Pid != 0 {
+		d.wg.Go(func() { d.followProcess(ctx, m) })
+	}
+}
+
+func (m *mounted) save() error { return writeJSON(filepath.Join(m.dir, "mount.json"), m.record) }
+
+// mountLayers takes the image's layers into use, mounts them and, for a
+// container, puts a writable layer on top.
+func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
+	if err := m.save(); err != nil {
+		return err
+	}
+	if err := writeJSON(m.path("image.json"), m.img.stored(false)); err != nil {
+		return err
+	}
+	for i := range m.img.head.Layers {
+		l, err := d.use(ctx, m.img, i, nil)
+		if err != nil {
+			return err
+		}
+		m.layers = append(m.layers, l)
+		m.base += l.hydrate.FetchedBytes()
+	}
+	if m.Mode == api.ModeEager {
+		if err := t.phase("pull", func() (string, error) { return "", d.waitLayers(ctx, t, m.layers) }); err != nil {
+			return err
+		}
+	}
+	return t.phase("mount", func() (string, error) {
+		metadata, err := d.metadataPath(m.img)
+		if err != nil {
+			return "", err
+		}
+		if err := d.mountErofs(ctx, m, metadata); err != nil {
+			return "", err
+		}
+		if !m.Writable {
+			return m.Mode, nil
+		}
+		return m.Mode, d.mountOverlay(m)
+	})
+}
+
+func (d *Daemon) mountErofs(ctx context.Context, m *mounted, metadata string) error {
+	if m.Mode == api.ModeEager {
+		var paths []string
+		for _, l := range m.layers {
+			paths = append(paths, l.store.Path())
+		}
+		return mount.EROFS(metadata, paths, m.ImageDir)
+	}
+	return d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: specLayers(m.layers)})
+}
+
+func specLayers(layers []*layer) []mount.Layer {
+	specs := make([]mount.Layer, len(layers))
+	for i, l := range layers {
+		specs[i] = mount.Layer{Blob: l.blob, Path: l.store.Path(), File: l.store.File(),
+			SizeBytes: l.store.Meta().TarBytes, Complete: l.store.Complete()}
+	}
+	return specs
+}
+
+func (d *Daemon) mountOverlay(m *mounted) error {
+	spec := mount.OverlaySpec{Lower: []string{m.ImageDir}, Upper: m.path("upper"), Work: m.path("work"), Dir: m.path("rootfs")}
+	for _, dir := range []string{spec.Upper, spec.Work, spec.Dir, m.path("bundle")} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("make root of container: %w", err)
+		}
+	}
+	return mount.Overlay(spec)
+}
+
+func (m *mounted) path(name string) string { return filepath.Join(m.dir, name) }
+
+// waitLayers waits until all layers are complete.
+func (d *Daemon) waitLayers(ctx context.Context, t *task, layers []*layer) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for _, l := range layers {
+		for done := false; !done; {
+			select {
+			case <-l.hydrate.Done():
+				done = true
+			case <-tick.C:
+				t.event(api.Event{Progress: layersProgress(layers)})
+				if err := l.hydrate.Err(); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err := l.failure(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func layersProgress(layers []*layer) *api.Progress {
+	p := &api.Progress{Step: "hydrate"}
+	for _, l := range layers {
+		p.Done += l.store.HaveBytes()
+		p.Total += l.store.Meta().TarBytes
+	}
+	return p
+}
+
+// followCompletion waits until all of a mount's layers are here and proven,
+// and then holds an index that somebody else made against them.
+func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
+	for _, l := range m.layers {
+		select {
+		case <-l.hydrate.Done():
+		case <-ctx.Done():
+			return
+		}
+	}
+	var err error
+	for _, l := range m.layers {
+		err = errors.Join(err, l.failure())
+	}
+	if err == nil && m.Origin != originLocal && m.Origin != originBuilt {
+		err = d.checkIndex(ctx, m)
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	m.mu.Lock()
+	m.complete, m.err, m.doneAt = err == nil, err, time.Now()
+	m.mu.Unlock()
+	close(m.completed)
+	if err != nil {
+		d.log.Error("image cannot be completed", "mount", m.ID, "image", m.img.ref, "err", err)
+		return
+	}
+	d.log.Info("image is complete", "mount", m.ID, "image", m.img.ref)
+}
+
+// followProcess ends a container's mount when the process it belongs to is
+// gone without having done so.
+func (d *Daemon) followProcess(ctx context.Context, m *mounted) {
+	if err := waitProcess(ctx, m.Pid, m.PidStart); err != nil {
+		return // the daemon stops, or the mount is gone
+	}
+	d.log.Warn("thaw run is gone, cleaning up after it", "mount", m.ID, "pid", m.Pid)
+	if err := d.unmount(context.WithoutCancel(ctx), m); err != nil {
+		d.log.Error("clean up after thaw run", "mount", m.ID, "err", err)
+	}
+}
+
+// find returns a mount by its id or directory.
+func (d *Daemon) find(name string) *mounted {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if m := d.mounts[name]; m != nil {
+		return m
+	}
+	abs, err := filepath.Abs(name)
+	if err != nil {
+		return nil
+	}
+	for _, m := range d.mounts {
+		if m.ImageDir == abs {
+			return m
+		}
+	}
+	return nil
+}
+
+// unmount takes a mount away, once.
+func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
+	m.mu.Lock()
+	if m.unmounting {
+		m.mu.Unlock()
+		select {
+		case <-m.gone:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	m.unmounting = true
+	m.mu.Unlock()
+	m.cancel()
+	err := d.takeDown(ctx, m)
+	d.mu.Lock()
+	delete(d.mounts, m.ID)
+	d.lastBusy = time.Now()
+	d.mu.Unlock()
+	close(m.gone)
+	return err
+}
+
+// takeDown undoes all that mount did, in reverse, going on after errors.
+func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
+	errs := []error{d.stopContainer(ctx, m.record, m.dir)}
+	if m.Writable {
+		_, err := mount.Unmount(ctx, m.path("rootfs"))
+		errs = append(errs, err)
+	}
+	if d.mounter != nil {
+		errs = append(errs, d.mounter.Unmount(ctx, m.ImageDir))
+	} else {
+		_, err := mount.Unmount(ctx, m.ImageDir)
+		errs = append(errs, err)
+	}
+	for _, l := range m.layers {
+		d.drop(l)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("unmount %s: %w", m.ID, err)
+	}
+	if err := os.RemoveAll(m.dir); err != nil {
+		return fmt.Errorf("remove %s: %w", m.dir, err)
+	}
+	return nil
+}
+
+// stopContainer kills the container of a mount, if it has one.
+func (d *Daemon) stopContainer(ctx context.Context, r record, dir string) error {
+	if !r.Writable || r.Request.Runtime == "" {
+		return nil
+	}
+	if err := container.Cleanup(ctx, r.Request.Runtime, r.ID, filepath.Join(dir, "bundle")); err != nil {
+		return fmt.Errorf("stop container %s: %w", r.ID, err)
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/mount/fanotify"
+	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/oci"
+)
+
+// startMounter chooses the mount path, takes over what an earlier daemon left
+// mounted, and cleans up after what cannot be taken over.
+func (d *Daemon) startMounter() error {
+	records, err := d.readRecords()
+	if err != nil {
+		return err
+	}
+	d.mode = api.ModeFanotify
+	if d.cfg.Mode == api.ModeEager {
+		d.mode, d.modeReason = api.ModeEager, "the daemon was started with --mount=eager"
+	} else if err := fanotify.Probe(d.cfg.Root); err != nil {
+		if d.cfg.Mode == api.ModeFanotify {
+			return fmt.Errorf("mount path fanotify: %w", err)
+		}
+		d.mode, d.modeReason = api.ModeEager, "fanotify: "+err.Error()
+		d.log.Warn("lazy mounts are not possible here: every image is pulled whole before it starts", "reason", err)
+	}
+	if d.mode == api.ModeEager {
+		return d.recoverMounts(records, nil)
+	}
+	if d.keeper, err = keeper.Connect(d.ctx, keeper.ClientOptions{Socket: d.keeperSocket(), Command: d.cfg.Keeper,
+		LogPath: filepath.Join(d.cfg.Root, keeperLogName), Log: d.log}); err != nil {
+		return fmt.Errorf("connect to keeper: %w", err)
+	}
+	return d.recoverMounts(records, d.keeper)
+}
+
+// KeeperSocketName is the keeper's socket in the state directory.
+const KeeperSocketName = "keeper.sock"
+
+// keeperLogName is where the keeper logs, in the state directory.
+const keeperLogName = "keeper.log"
+
+func (d *Daemon) keeperSocket() string { return filepath.Join(d.cfg.Root, KeeperSocketName) }
+
+func (d *Daemon) readRecords() ([]*mounted, error) {
+	entries, err := os.ReadDir(d.mountsDir())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read mounts: %w", err)
+	}
+	var all []*mounted
+	for _, e := range entries {
+		m := &mounted{dir: filepath.Join(d.mountsDir(), e.Name()), gone: make(chan struct{}), completed: make(chan struct{})}
+		b, err := os.ReadFile(filepath.Join(m.dir, "mount.json"))
+		if err == nil {
+			err = json.Unmarshal(b, &m.record)
+		}
+		if err != nil || m.ID != e.Name() {
+			// The daemon died before it had mounted anything.
+			m.record = record{ID: e.Name(), ImageDir: filepath.Join(m.dir, "image"), Writable: true}
+		}
+		all = append(all, m)
+	}
+	return all, nil
+}
+
+// recoverMounts takes over what is still mounted. Layers come first: their
+// readers are waiting for the answers that start with the mounter.
+func (d *Daemon) recoverMounts(records []*mounted, k *keeper.Client) error {
+	held := map[digest.Digest]*os.File{}
+	if k != nil {
+		var err error
+		if held, err = k.Layers(); err != nil {
+			return fmt.Errorf("take layers over from keeper: %w", err)
+		}
+	}
+	var alive, dead []*mounted
+	for _, m := range records {
+		err := d.reload(m, held)
+		if err == nil {
+			alive = append(alive, m)
+			continue
+		}
+		d.log.Warn("mount cannot be taken over and is cleaned up", "mount", m.ID, "image", m.Request.Image, "reason", err)
+		dead = append(dead, m)
+	}
+	for _, f := range held { // of no mount that is alive
+		f.Close()
+	}
+	if k != nil {
+		var err error
+		d.fanotify, err = fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Keeper: k, Log: d.log})
+		if err != nil {
+			return fmt.Errorf("watch layers: %w", err)
+		}
+		d.mounter = d.fanotify
+	}
+	for _, m := range alive {
+		if err := d.takeOver(m); err != nil {
+			d.log.Error("mount cannot be taken over and is taken away", "mount", m.ID, "err", err)
+			dead = append(dead, m)
+			continue
+		}
+		d.adopt(m)
+		d.log.Info("took mount over", "mount", m.ID, "image", m.Request.Image)
+	}
+	for _, m := range dead {
+		if err := d.takeDown(d.ctx, m); err != nil {
+			d.log.Error("clean up mount", "mount", m.ID, "err", err)
+		}
+	}
+	return nil
+}
+
+var errNotMounted = errors.New("it is not mounted any more")
+
+// reload makes a mount of its record, with its layers in use. It takes the
+// descriptors that it needs out of held.
+func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
+	if !m.Finished {
+		return errors.New("it was never finished")
+	}
+	if m.BootID != bootID() {
+		return errNotMounted
+	}
+	if m.Pid != 0 && pidStart(m.Pid) != m.PidStart {
+		return errors.New("its thaw run is gone")
+	}
+	mounts, err := mount.ListUnder(m.ImageDir)
+	if err != nil {
+		return err
+	}
+	if len(mounts) == 0 || mounts[0].Dir != m.ImageDir || mounts[0].Type != "erofs" {
+		return errNotMounted
+	}
+	ref, err := oci.ParseReference(m.Request.Image)
+	if err != nil {
+		return err
+	}
+	repo, err := d.repository(ref, m.Request.ImageRequest)
+	if err != nil {
+		return err
+	}
+	img := &image{ref: ref, repo: repo, origin: m.Origin, background: m.Request.Background}
+	stored, err := readImage(filepath.Join(m.dir, "image.json"))
+	if err != nil {
+		return err
+	}
+	if img.oci, err = stored.image(ref); err != nil {
+		return err
+	}
+	known, err := d.indexes.Get(m.Manifest)
+	if err != nil {
+		return err
+	}
+	if err := img.adopt(known.Manifest, known.Head); err != nil {
+		return err
+	}
+	m.img = img
+	for i := range img.head.Layers {
+		blob := img.head.Layers[i].Blob
+		l, err := d.use(d.ctx, img, i, held[blob])
+		if err != nil {
+			return err
+		}
+		if held[blob] != nil && l.users > 1 {
+			held[blob].Close()
+		}
+		delete(held, blob) // the layer has it
+		m.layers = append(m.layers, l)
+	}
+	return nil
+}
+
+// takeOver tells the mounter of a mount.
+func (d *Daemon) takeOver(m *mounted) error {
+	if m.Mode == api.ModeEager {
+		return nil
+	}
+	if d.fanotify == nil {
+		return errors.New("this daemon mounts eagerly only")
+	}
+	return d.fanotify.Adopt(mount.Spec{Dir: m.ImageDir, Layers: specLayers(m.layers)})
+}
+
+// modeFor decides how a mount is made.
+func (d *Daemon) modeFor(wanted string) (string, error) {
+	switch wanted {
+	case "", api.ModeAuto:
+		return d.mode, nil
+	case api.ModeEager:
+		return api.ModeEager, nil
+	case api.ModeFanotify:
+		if d.mode != api.ModeFanotify {
+			return "", api.Errorf(api.CodeUnsupported, "see thaw doctor", "mount path fanotify is not possible here: %s", d.modeReason)
+		}
+		return api.ModeFanotify, nil
+	}
+	return "", api.Errorf(api.CodeInvalid, "use auto, fanotify or eager", "unknown mount path %q", wanted)
+}
+
+// checkIndex compares an index that was fetched with what the layers, now
+// complete, hold. One that lied is quarantined.
+func (d *Daemon) checkIndex(ctx context.Context, m *mounted) error {
+	err := d.compareIndex(ctx, m)
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	if qerr := d.indexes.Quarantine(m.Manifest, m.img.index, err.Error()); qerr != nil {
+		err = errors.Join(err, qerr)
+	}
+	return fmt.Errorf("index %s of %s is quarantined: %w", m.img.index, m.img.ref, err)
+}

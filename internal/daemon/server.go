@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+type peerKey struct{}
+
+// withPeer notes which process is at the other end of a connection.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return ctx
+	}
+	raw.Control(func(fd uintptr) {
+		if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			ctx = context.WithValue(ctx, peerKey{}, cred)
+		}
+	})
+	return ctx
+}
+
+// maxRequestBytes bounds a call's body.
+const maxRequestBytes = 1 << 20
+
+func (d *Daemon) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", d.serveStatus)
+	mux.HandleFunc("POST /v1/stop", d.serveStop)
+	mux.HandleFunc("POST /v1/mounts", d.serveMount)
+	mux.HandleFunc("GET /v1/mounts/{id}", d.serveInspect)
+	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
+	mux.HandleFunc("POST /v1/pull", d.servePull)
+	mux.HandleFunc("GET /v1/layers", d.serveLayers)
+	mux.HandleFunc("DELETE /v1/layers", d.serveRemove)
+	mux.HandleFunc("POST /v1/gc", d.serveGC)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cred, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
+		if !ok || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+			writeError(w, api.Errorf(api.CodeInvalid, "", "only root and the daemon's user may call it"))
+			return
+		}
+		d.calls.Add(1)
+		defer d.calls.Add(-1)
+		r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	w.WriteHeader(http.StatusConflict)
+	json.NewEncoder(w).Encode(userError(err))
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	json.NewEncoder(w).Encode(v)
+}
+
+// userError says an error as a user is to see it.
+func userError(err error) *api.Error {
+	var e *api.Error
+	if errors.As(err, &e) {
+		if e.Message == err.Error() {
+			return e
+		}
+		return &api.Error{Message: err.Error(), Hint: e.Hint, Code: e.Code}
+	}
+	e = &api.Error{Message: err.Error()}
+	switch {
+	case errors.Is(err, registry.ErrUnauthorized):
+		e.Hint = "log in with a tool that writes docker's config.json (docker login, crane auth login), or set DOCKER_CONFIG"
+	case errors.Is(err, registry.ErrNotFound):
+		e.Code = api.CodeNotFound
+	case errors.Is(err, http.ErrSchemeMismatch):
+		e.Hint = "plain http needs --plain-http, or the host under insecure in the configuration"
+	case errors.Is(err, unix.ENOSPC):
+		e.Hint = "make room: thaw cache gc, or thaw cache rm IMAGE"
+	}
+	return e
+}
+
+// stream runs a long call: work's events go out as they come, then its result.
+func stream(w http.ResponseWriter, r *http.Request, in any, work func(ctx context.Context, event func(api.Event)) (any, error)) {
+	if err := json.NewDecoder(r.Body).Decode(in); err != nil {
+		writeError(w, api.Errorf(api.CodeInvalid, "", "decode request: %v", err))
+		return
+	}
+	var mu sync.Mutex // guards w
+	enc := json.NewEncoder(w)
+	send := func(e api.Event) {
+		mu.Lock()
+		defer mu.Unlock()
+		enc.Encode(e)
+		http.NewResponseController(w).Flush()
+	}
+	result, err := work(r.Context(), send)
+	if err != nil {
+		send(api.Event{Error: userError(err)})
+		return
+	}
+	b, err := json.Marshal(result)
+	if err != nil {
+		send(api.Event{Error: userError(fmt.Errorf("encode result: %w", err))})
+		return
+	}
+	send(api.Event{Result: b})
+}
+
+func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
+	var req api.MountRequest
+	stream(w, r, &req, func(ctx context.Context, event func(api.Event)) (any, error) {
+		t := &task{req: req.ImageRequest, event: event}
+		defer d.end(t)
+		pid := int(r.Context().Value(peerKey{}).(*unix.Ucred).Pid)
+		m, err := d.mount(ctx, t, req, pid)
+		if err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil { // nobody is there to be told of it
+			return nil, errors.Join(ctx.Err(), d.unmount(context.WithoutCancel(ctx), m))
+		}
+		m.counter.Requests.Add(t.counter.Requests.Load())
+		m.counter.BytesRead.Add(t.counter.BytesRead.Load())
+		return d.describe(m, true), nil
+	})
+}
+
+// end lets go of what a task still holds.
+func (d *Daemon) end(t *task) {
+	if err := t.release(); err != nil {
+		d.log.Error("release layers", "image", t.req.Image, "err", err)
+	}
+}
+
+func (d *Daemon) serveInspect(w http.ResponseWriter, r *http.Request) {
+	m := d.find(r.PathValue("id"))
+	if m == nil {
+		writeError(w, api.Errorf(api.CodeNotFound, "", "there is no mount %q", r.PathValue("id")))
+		return
+	}
+	if r.URL.Query().Get("wait") == "complete" {
+		select {
+		case <-m.completed:
+		case <-m.gone:
+		case <-r.Context().Done():
+		}
+	}
+	answer(w, d.describe(m, false), nil)
+}
+
+func (d *Daemon) serveUnmount(w http.ResponseWriter, r *http.Request) {
+	name := r.URL.Query().Get("name")
+	m := d.find(name)
+	if m == nil {
+		writeError(w, api.Errorf(api.CodeNotFound, "thaw daemon status lists them", "there is no mount %q", name))
+		return
+	}
+	answer(w, struct{}{}, d.unmount(context.WithoutCancel(r.Context()), m))
+}
+
+func (d *Daemon) serveStop(w http.ResponseWriter, r *http.Request) {
+	d.mu.Lock()
+	var left []*mounted
+	for _, m := range d.mounts {
+		left = append(left, m)
+	}
+	d.mu.Unlock()
+	if len(left) > 0 && r.URL.Query().Get("force") != "true" {
+		writeError(w, api.Errorf(api.CodeInUse, "end the containers and thaw umount the directories first, or use --force",
+			"%d mounts need the daemon", len(left)))
+		return
+	}
+	var errs []error
+	for _, m := range left {
+		errs = append(errs, d.unmount(context.WithoutCancel(r.Context()), m))
+	}
+	answer(w, struct{}{}, errors.Join(errs...))
+	d.cancel()
+}
+
+func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
+	s := api.Status{Pid: os.Getpid(), Version: d.cfg.Version, Root: d.cfg.Root, Started: d.started, Mode: d.mode,
+		ModeReason: d.modeReason, MemoryBytes: residentBytes(), Mounts: []api.Mount{}}
+	d.mu.Lock()
+	all := make([]*mounted, 0, len(d.mounts))
+	for _, m := range d.mounts {
+		all = append(all, m)
+	}
+	d.mu.Unlock()
+	slices.SortFunc(all, func(a, b *mounted) int { return a.Created.Compare(b.Created) })
+	for _, m := range all {
+		s.Mounts = append(s.Mounts, *d.describe(m, false))
+	}
+	answer(w, s, nil)
+}
+
+// describe says how a mount is now.
+func (d *Daemon) describe(m *mounted, config bool) *api.Mount {
+	out := &api.Mount{ID: m.ID, Image: m.img.ref.String(), Manifest: m.Manifest, Dir: m.ImageDir, Mode: m.Mode, Index: m.Origin,
+		Pid: m.Pid, Created: m.Created, Phases: m.Committed, Stats: m.stats()}
+	if m.Mode == api.ModeEager && d.mode == api.ModeEager {
+		out.ModeReason = d.modeReason
+	}
+	if m.Writable {
+		out.Dir, out.Bundle = m.path("rootfs"), m.path("bundle")
+	}
+	if config {
+		out.Config = m.img.oci.ConfigBytes
+	}
+	return out
+}
+
+func (d *Daemon) servePull(w http.ResponseWriter, r *http.Request) {
+	var req api.ImageRequest
+	stream(w, r, &req, func(ctx context.Context, event func(api.Event)) (any, error) {
+		t := &task{req: req, event: event}
+		defer d.end(t)
+		return d.pull(ctx, t)
+	})
+}
+
+func (d *Daemon) serveLayers(w http.ResponseWriter, r *http.Request) {
+	all, err := d.store.List()
+	answer(w, describeLayers(all), err)
+}
+
+func describeLayers(infos []layerstore.Info) []api.Layer {
+	out := make([]api.Layer, 0, len(infos))
+	for _, i := range infos {
+		out = append(out, api.Layer{Blob: i.Blob, DiffID: i.DiffID, SizeBytes: i.TarBytes, HereBytes: i.HereBytes,
+			Complete: i.Proven, InUse: i.InUse, Pins: append([]string{}, i.Pins...), Quarantined: i.Quarantined, LastUse: i.LastUse})
+	}
+	return out
+}
+
+func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request) {
+	removed, err := d.remove(r.Context(), strings.TrimSpace(r.URL.Query().Get("name")))
+	answer(w, describeLayers(removed), err)
+}
+
+func (d *Daemon) serveGC(w http.ResponseWriter, r *http.Request) {
+	removed, err := d.gc(r.Context())
+	answer(w, describeLayers(removed), err)
+}
+
+// completedAt is zero while a mount is not complete.
+func (m *mounted) stats() api.Stats {
+	s := api.Stats{Requests: m.counter.Requests.Load(), NetworkBytes: m.counter.BytesRead.Load()}
+	seen := map[*layer]bool{}
+	for i, l := range m.layers {
+		if seen[l] {
+			continue
+		}
+		seen[l] = true
+		s.ImageBytes += m.img.oci.Layers[i].Descriptor.Size
+		s.UnpackedBytes += l.store.Meta().TarBytes
+		s.HereBytes += l.store.HaveBytes()
+		s.Requests += l.counter.Requests.Load()
+		s.NetworkBytes += l.counter.BytesRead.Load()
+	}
+	h := m.waits()
+	s.FetchedBytes = h.FetchedBytes - m.base
+	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = h.Waits, h.WaitP50, h.WaitP99, h.WaitTotal
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.Complete = m.complete
+	s.CompletedAt = m.doneAt
+	if m.err != nil {
+		s.Error = m.err.Error()
+		s.CompletedAt = time.Time{}
+	}
+	return s
+}

@@ -1,0 +1,349 @@
+// Package fanotify is the Mounter that waits for bytes with pre-content events (Linux 6.14 or newer; layer files on ext4, xfs or btrfs).
+//
+// The model: each layer file that is not complete is *watched*: its first descriptor is with the keeper, and it is marked in
+// the event group; only then is an EROFS image that uses it mounted. One goroutine reads the group. A range that the Handler has
+// is allowed right there; any other is queued for a bounded number of workers, which call Handler.Fetch and then allow the read or
+// deny it with EIO. Whatever is not understood is denied: an event without a range, of an unknown file, or whose handler panics.
+//
+// A watch ends when its layer is complete (Unwatch), or when after an unmount nobody at all has the layer file open. So the
+// first descriptor of a layer may outlive its mounts: ask First before opening the file again.
+//
+// It decodes and fetches nothing. It does not remember anything on disk: what a new daemon needs comes from the keeper.
+//
+// Lock order: Mounter.mu, then queue.mu. The goroutine that reads the group takes neither Mounter.mu nor any lock held during I/O.
+package fanotify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
+	"github.com/thaw-project/thaw/internal/mount/keeper"
+)
+
+// DefaultWorkers is how many fetches for waiting readers are in progress at most. More wait in memory.
+const DefaultWorkers = 256
+
+// Options configure New.
+type Options struct {
+	// Handler answers the reads. After a restart it must know the layers that the keeper holds (keeper.Client.Layers) before New is
+	// called: their readers are waiting.
+	Handler mount.Handler
+	// Keeper holds the descriptors while this process is away; the Mounter says goodbye to it. Nil: a crash of this
+	// process makes holes read as zeros: only for tests and probes.
+	Keeper *keeper.Client
+	// Workers is how many fetches run at once; DefaultWorkers when 0.
+	Workers int
+	Log     *slog.Logger
+}
+
+// Stats count events since the start.
+type Stats struct {
+	Inline  int64 // ranges that were there
+	Waited  int64 // ranges that were fetched while the reader waited
+	Denied  int64 // reads that failed
+	Pending int64 // now waiting for their fetch
+}
+
+// Mounter is a mount.Mounter.
+type Mounter struct {
+	handler mount.Handler
+	keeper  *keeper.Client
+	log     *slog.Logger
+	report  report
+
+	group   *os.File
+	groupFD int            // of group; answers are written without going through its locks
+	table   *group.Pending // what was read and not answered, for the next daemon; nil without a keeper
+	ctx     context.Context
+	cancel  context.CancelCauseFunc // lets fetches fail
+	queue   queue
+	served  chan struct{} // closed when serve has returned
+
+	inline, waited, denied, pending atomic.Int64
+
+	// watches is what serve looks events up in. It is replaced as a whole, under mu.
+	watches atomic.Pointer[map[fileID]*watch]
+
+	mu     sync.Mutex                 // guards what follows, and orders marking, mounting, unmounting
+	mounts map[string][]digest.Digest // by directory: the layers that were not complete
+	closed bool
+}
+
+var _ mount.Mounter = (*Mounter)(nil)
+
+// New starts to answer events. With a keeper that holds an earlier daemon's group, that daemon's unanswered events are
+// fetched for (or denied where it had no time to write them down), and all layers the keeper holds are watched; Adopt tells of the mounts.
+// It takes the keeper over, also when it fails.
+func New(ctx context.Context, opts Options) (*Mounter, error) {
+	if opts.Workers == 0 {
+		opts.Workers = DefaultWorkers
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Mounter{
+		handler: opts.Handler, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log},
+		served: make(chan struct{}), mounts: map[string][]digest.Digest{},
+	}
+	m.watches.Store(&map[fileID]*watch{})
+	var stale []group.Stale
+	if m.keeper != nil {
+		m.table, stale = m.keeper.Pending(), m.keeper.TakeStale()
+	}
+	if err := m.takeGroup(ctx, stale); err != nil {
+		for _, s := range stale {
+			unix.Close(int(s.FD)) // its entry is still in the table, for the next daemon
+		}
+		if m.group != nil {
+			m.group.Close()
+		}
+		if m.keeper != nil {
+			m.keeper.Close() // not goodbye: if it holds layers, somebody must come for their readers
+		}
+		return nil, err
+	}
+	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	m.queue.init(opts.Workers, maxPending(), m.fetch)
+	for _, s := range stale {
+		m.resume(s)
+	}
+	go m.serve()
+	return m, nil
+}
+
+// takeGroup makes a group and gives it to the keeper, or gets it back from it, ready to be read.
+// Nobody may have read it in this process before its old events are denied, those in stale excepted.
+func (m *Mounter) takeGroup(ctx context.Context, stale []group.Stale) (err error) {
+	inherited := m.keeper != nil && m.keeper.Inherited()
+	if inherited {
+		m.group, err = m.keeper.Group()
+	} else {
+		m.group, err = group.New()
+	}
+	if err != nil {
+		return explain(err)
+	}
+	if m.groupFD, err = rawFD(m.group); err != nil {
+		return err
+	}
+	if !inherited {
+		if m.keeper == nil {
+			return nil
+		}
+		return m.keeper.SetGroup(ctx, m.group)
+	}
+	if err := group.Sweep(m.groupFD, stale); err != nil {
+		return err
+	}
+	return m.inherit()
+}
+
+// inherit watches what the keeper holds. The marks are in the group; setting them again covers a daemon that died between
+// giving a file to the keeper and marking it.
+func (m *Mounter) inherit() error {
+	files, err := m.keeper.Layers()
+	if err != nil {
+		return err
+	}
+	watches := make(map[fileID]*watch, len(files))
+	for blob, file := range files {
+		w, watchErr := newWatch(blob, file)
+		if watchErr == nil {
+			watchErr = group.Mark(m.groupFD, w.fd)
+		}
+		if watchErr != nil {
+			err = errors.Join(err, fmt.Errorf("watch layer %s: %w", blob, watchErr))
+			continue
+		}
+		watches[w.id] = w
+	}
+	for _, file := range files {
+		file.Close()
+	}
+	m.watches.Store(&watches)
+	return err
+}
+
+// Stats returns the counts.
+func (m *Mounter) Stats() Stats {
+	return Stats{Inline: m.inline.Load(), Waited: m.waited.Load(), Denied: m.denied.Load(), Pending: m.pending.Load()}
+}
+
+// Mount implements mount.Mounter.
+func (m *Mounter) Mount(ctx context.Context, spec mount.Spec) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return fmt.Errorf("mount %s: %w", spec.Dir, os.ErrClosed)
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("mount %s: %w", spec.Dir, err)
+	}
+	if _, ok := m.mounts[spec.Dir]; ok {
+		return fmt.Errorf("mount %s: %w", spec.Dir, unix.EBUSY)
+	}
+	if err := m.watchAll(ctx, spec.Layers); err != nil {
+		m.tidy()
+		return fmt.Errorf("mount %s: %w", spec.Dir, err)
+	}
+	devices := make([]string, len(spec.Layers))
+	for i, layer := range spec.Layers {
+		devices[i] = layer.Path
+	}
+	if err := mount.EROFS(spec.Metadata, devices, spec.Dir); err != nil {
+		m.tidy()
+		return err
+	}
+	m.mounts[spec.Dir] = incomplete(spec.Layers)
+	return nil
+}
+
+// Adopt tells of a mount that an earlier daemon made with the same spec (Layer.File may be nil). It fails when the directory has no EROFS
+// mount, or a layer that is not complete is not watched: then holes in it read as zeros, and the mount must be taken away.
+func (m *Mounter) Adopt(spec mount.Spec) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	mounted, err := mount.ListUnder(spec.Dir)
+	if err != nil {
+		return fmt.Errorf("adopt mount %s: %w", spec.Dir, err)
+	}
+	if len(mounted) == 0 || mounted[0].Dir != spec.Dir || mounted[0].Type != "erofs" {
+		return fmt.Errorf("adopt mount %s: no EROFS mount there: %w", spec.Dir, os.ErrNotExist)
+	}
+	blobs := incomplete(spec.Layers)
+	for _, blob := range blobs {
+		if m.find(blob) == nil {
+			return fmt.Errorf("adopt mount %s: layer %s is not watched", spec.Dir, blob)
+		}
+	}
+	m.mounts[spec.Dir] = blobs
+	return nil
+}
+
+// First returns a duplicate of the first descriptor of a layer that is watched, the caller's to close, or nil. A file that is watched must not be
+// opened anew for writing.
+func (m *Mounter) First(blob digest.Digest) (*os.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.find(blob)
+	if w == nil {
+		return nil, nil
+	}
+	fd, err := unix.FcntlInt(uintptr(w.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate descriptor of layer %s: %w", blob, err)
+	}
+	return os.NewFile(uintptr(fd), blob.String()), nil
+}
+
+// Unmount implements mount.Mounter. Layers that nobody has open afterwards are not watched any more.
+func (m *Mounter) Unmount(ctx context.Context, dir string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	err := m.unmount(ctx, dir)
+	m.tidy()
+	return err
+}
+
+func (m *Mounter) unmount(ctx context.Context, dir string) error {
+	detached, err := mount.Unmount(ctx, dir)
+	if err != nil {
+		return err
+	}
+	if detached {
+		m.log.Warn("mount was in use and is detached: its layers stay watched until its last file is closed", "dir", dir)
+	}
+	delete(m.mounts, dir)
+	return nil
+}
+
+// Unwatch implements mount.Mounter.
+func (m *Mounter) Unwatch(blob digest.Digest) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := m.find(blob)
+	if w == nil {
+		return nil
+	}
+	return m.unwatch(w, true)
+}
+
+// Close implements mount.Mounter. Where a layer is still open somewhere after all was unmounted, it returns an error that
+// says so, and the keeper goes on denying reads of it.
+func (m *Mounter) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	m.cancel(os.ErrClosed) // readers that wait would keep their mounts busy
+	var errs []error
+	for dir := range m.mounts {
+		errs = append(errs, m.unmount(context.Background(), dir))
+	}
+	m.tidy()
+	left := 0
+	for range m.live() {
+		left++
+	}
+	if left > 0 {
+		errs = append(errs, fmt.Errorf("close mounts: %d layers are still open somewhere: reads of what is missing fail", left))
+		if m.keeper == nil {
+			return errors.Join(errs...) // go on denying here: to let go of the group would give zeros
+		}
+	}
+	m.stop()
+	return errors.Join(errs...)
+}
+
+// Handover stops answering but leaves everything mounted: the keeper holds it for the next daemon, whose readers wait
+// meanwhile. Fetches in progress are awaited, until the context ends.
+func (m *Mounter) Handover(ctx context.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return
+	}
+	m.closed = true
+	defer context.AfterFunc(ctx, func() { m.cancel(context.Cause(ctx)) })()
+	m.stop()
+}
+
+// stop ends serve, waits for what it handed out, and says goodbye.
+func (m *Mounter) stop() {
+	_ = m.group.SetReadDeadline(longAgo)
+	<-m.served
+	m.queue.wait()
+	m.cancel(os.ErrClosed)
+	if m.keeper != nil {
+		m.keeper.Goodbye()
+	}
+	m.group.Close()
+	for w := range m.live() {
+		unix.Close(w.fd)
+	}
+}
+
+func incomplete(layers []mount.Layer) []digest.Digest {
+	var blobs []digest.Digest
+	for _, layer := range layers {
+		if !layer.Complete {
+			blobs = append(blobs, layer.Blob)
+		}
+	}
+	return blobs
+}

@@ -1,0 +1,335 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"hash"
+	"io"
+	"sync"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	defaultConnections = 6
+	defaultChunkBytes  = 4 << 20
+	minChunkBytes      = 512 << 10
+	// stepBytes is how much a chunk grows by before its reader is woken.
+	stepBytes = 128 << 10
+	// slackChunks are buffers beyond the connections, so that no connection
+	// idles while the reader works on the oldest chunk.
+	slackChunks = 2
+)
+
+// StreamOptions size a [Stream]. Memory is ChunkBytes * (Connections + 2).
+type StreamOptions struct {
+	// Connections is the number of ranges in flight; 0 is 6: enough for
+	// 250 MB/s from a registry that gives a connection 60.
+	Connections int
+	// ChunkBytes is the size of a range; 0 is 4 MiB, which makes 20 ms to the
+	// first byte cost a fifth of a connection's time at 60 MB/s.
+	ChunkBytes int
+}
+
+// chunkBuffers holds buffers of defaultChunkBytes.
+var chunkBuffers = sync.Pool{New: func() any {
+	b := make([]byte, defaultChunkBytes)
+	return &b
+}}
+
+// Stream reads a whole blob in order through parallel ranges. Fetching starts
+// at once. The bytes are handed out as they come and verified at the end: a
+// blob that hashes wrong ends with an [Error] around a [DigestError] in place of
+// io.EOF, so nothing read may be believed before io.EOF. From a server without
+// ranges it falls back to one request. Close stops it and waits for its
+// goroutines; the context ends it as well.
+func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts StreamOptions) io.ReadCloser {
+	s := &stream{ctx: ctx, repo: repo, desc: desc}
+	s.cond.L = &s.mu
+	if err := checkRange(desc, 0, desc.Size); err != nil {
+		s.err = &Error{Op: "fetch blob", Reference: desc.Digest.String(), Err: err}
+		return s
+	}
+	s.hash = desc.Digest.Algorithm().Hash()
+	connections, chunkBytes := opts.Connections, opts.ChunkBytes
+	if connections <= 0 {
+		connections = defaultConnections
+	}
+	if chunkBytes <= 0 {
+		chunkBytes = defaultChunkBytes
+	}
+	// A small blob is cut so that every connection gets a part.
+	part := (desc.Size/int64(connections) + 64<<10) &^ (64<<10 - 1)
+	s.chunkBytes = min(int64(chunkBytes), max(part, minChunkBytes))
+	s.count = int((desc.Size + s.chunkBytes - 1) / s.chunkBytes)
+	if _, local := repo.(*layout); local || NoRanges(repo) {
+		s.single = true
+		return s
+	}
+	connections = min(connections, s.count)
+	s.ring = make([]*chunk, connections+slackChunks)
+	s.start(connections)
+	return s
+}
+
+// chunk is one range in flight or waiting for the reader.
+type chunk struct {
+	buf    []byte
+	filled int   // bytes of buf that are there; they do not change any more
+	err    error // why there are no more
+	done   bool  // the worker has left it
+}
+
+type stream struct {
+	ctx        context.Context // of the call that started it
+	repo       Repository
+	desc       v1.Descriptor
+	chunkBytes int64
+	count      int
+
+	cancel  context.CancelFunc // ends the workers
+	workers sync.WaitGroup
+	unwatch func() bool
+
+	mu   sync.Mutex // guards the following; held for bookkeeping, not for copying
+	cond sync.Cond  // broadcast at every change
+	ring []*chunk   // chunk i at i % len(ring)
+	next int        // first chunk no worker has taken
+	head int        // chunk the reader is at
+	stop bool       // no worker takes another chunk
+	err  error      // sticky end of the stream
+
+	// Only the reader touches these.
+	pos    int64
+	hash   hash.Hash
+	single bool          // one request for everything
+	body   io.ReadCloser // of that request
+}
+
+func (s *stream) start(connections int) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	s.cancel = cancel
+	s.unwatch = context.AfterFunc(s.ctx, func() { s.fail(context.Cause(s.ctx)) })
+	for range connections {
+		s.workers.Go(func() { s.work(ctx) })
+	}
+}
+
+// fail ends the stream unless it has ended.
+func (s *stream) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = err
+	}
+	s.cond.Broadcast()
+}
+
+// work fetches chunks until there are no more. Chunks are taken in order and
+// only within the window after the reader, so the reader's chunk always has a
+// worker and a buffer.
+func (s *stream) work(ctx context.Context) {
+	for {
+		s.mu.Lock()
+		for s.err == nil && !s.stop && s.next < s.count && s.next >= s.head+len(s.ring) {
+			s.cond.Wait()
+		}
+		if s.err != nil || s.stop || s.next == s.count {
+			s.mu.Unlock()
+			return
+		}
+		off := int64(s.next) * s.chunkBytes
+		c := &chunk{buf: newBuffer(int(min(s.chunkBytes, s.desc.Size-off)))}
+		s.ring[s.next%len(s.ring)] = c
+		s.next++
+		s.mu.Unlock()
+
+		err := s.fill(ctx, c, off)
+		s.mu.Lock()
+		c.err, c.done = err, true
+		s.stop = s.stop || err != nil
+		s.cond.Broadcast()
+		s.mu.Unlock()
+	}
+}
+
+func (s *stream) fill(ctx context.Context, c *chunk, off int64) error {
+	body, err := s.repo.ReadRange(ctx, s.desc, off, int64(len(c.buf)))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	for filled := 0; filled < len(c.buf); {
+		n, err := io.ReadFull(body, c.buf[filled:min(filled+stepBytes, len(c.buf))])
+		filled += n
+		s.mu.Lock()
+		c.filled = filled
+		s.cond.Broadcast()
+		s.mu.Unlock()
+		if err != nil && filled < len(c.buf) {
+			return err
+		}
+	}
+	_, _ = body.Read(make([]byte, 1)) // to EOF, so that the connection is kept
+	return nil
+}
+
+// Read implements io.Reader.
+func (s *stream) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if s.single {
+			return s.readSingle(p)
+		}
+		part, err := s.wait()
+		switch {
+		case errors.Is(err, ErrNoRanges):
+			s.stopWorkers()
+			s.single = true
+			continue
+		case err != nil:
+			return 0, s.end(err)
+		case part == nil:
+			return 0, s.end(s.verified())
+		}
+		n := copy(p, part)
+		s.hash.Write(p[:n])
+		s.advance(n)
+		return n, nil
+	}
+}
+
+// wait returns bytes of the chunk at the read position that are there; nil at
+// the end of the blob.
+func (s *stream) wait() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if s.err != nil {
+			return nil, s.err
+		}
+		if s.pos == s.desc.Size {
+			return nil, nil
+		}
+		if s.head < s.next {
+			c := s.ring[s.head%len(s.ring)]
+			at := int(s.pos - int64(s.head)*s.chunkBytes)
+			if c.filled > at {
+				return c.buf[at:c.filled], nil
+			}
+			if c.err != nil {
+				return nil, c.err
+			}
+		} else if s.stop {
+			return nil, errShort // a later chunk failed and nobody takes this one
+		}
+		s.cond.Wait()
+	}
+}
+
+// advance moves the read position; a chunk read to its end makes room.
+func (s *stream) advance(n int) {
+	s.pos += int64(n)
+	if s.pos != s.desc.Size && s.pos != int64(s.head+1)*s.chunkBytes {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.ring[s.head%len(s.ring)]
+	for !c.done { // it is full; the worker is about to leave it
+		s.cond.Wait()
+	}
+	freeBuffer(c.buf)
+	s.ring[s.head%len(s.ring)] = nil
+	s.head++
+	s.cond.Broadcast()
+}
+
+// readSingle reads through one request for the whole blob.
+func (s *stream) readSingle(p []byte) (int, error) {
+	s.mu.Lock()
+	err := s.err
+	s.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	if s.body == nil {
+		if s.body, err = s.repo.ReadRange(s.ctx, s.desc, 0, s.desc.Size); err != nil {
+			return 0, s.end(err)
+		}
+		if _, err := io.CopyN(io.Discard, s.body, s.pos); err != nil {
+			return 0, s.end(err)
+		}
+	}
+	n, err := s.body.Read(p)
+	s.hash.Write(p[:n])
+	s.pos += int64(n)
+	if err == io.EOF {
+		err = s.verified()
+	}
+	if err != nil {
+		err = s.end(err)
+	}
+	return n, err
+}
+
+// verified is io.EOF if all bytes came and hash to the digest.
+func (s *stream) verified() error {
+	err := error(&DigestError{Want: s.desc.Digest, Got: digestOf(s.desc.Digest.Algorithm(), s.hash)})
+	if s.pos != s.desc.Size {
+		err = errShort
+	} else if err.(*DigestError).Got == s.desc.Digest {
+		return io.EOF
+	}
+	return &Error{Op: "fetch blob", Reference: s.desc.Digest.String(), Retryable: true, Err: err}
+}
+
+func (s *stream) end(err error) error {
+	s.fail(err)
+	return err
+}
+
+func (s *stream) stopWorkers() {
+	if s.cancel == nil {
+		return
+	}
+	s.mu.Lock()
+	s.stop = true
+	s.cond.Broadcast()
+	s.mu.Unlock()
+	s.cancel()
+	s.workers.Wait()
+	// Buffers still in the ring are left to the collector: a Read may be
+	// copying out of one.
+}
+
+// Close implements io.Closer. It must not be called while a Read is under way
+// in the single-request mode; a Read waiting for ranges is woken.
+func (s *stream) Close() error {
+	s.fail(io.ErrClosedPipe)
+	if s.unwatch != nil {
+		s.unwatch()
+	}
+	s.stopWorkers()
+	if s.body != nil {
+		s.body.Close()
+		s.body = nil
+	}
+	return nil
+}
+
+func newBuffer(n int) []byte {
+	if n <= defaultChunkBytes && n > defaultChunkBytes/2 {
+		return (*chunkBuffers.Get().(*[]byte))[:n]
+	}
+	return make([]byte, n)
+}
+
+func freeBuffer(b []byte) {
+	if cap(b) == defaultChunkBytes {
+		b = b[:cap(b)]
+		chunkBuffers.Put(&b)
+	}
+}
