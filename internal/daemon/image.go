@@ -56,6 +56,8 @@ type task struct {
 	phases  []api.Phase
 	event   func(api.Event) // never nil
 
+	pulledBytes int64 // compressed layer bytes that passed to make the index
+
 	mu   sync.Mutex // guards held
 	held []*layerstore.Layer
 }

@@ -15,7 +15,6 @@ import (
 	"github.com/thaw-project/thaw/internal/indexer"
 	"github.com/thaw-project/thaw/internal/indexstore"
 	"github.com/thaw-project/thaw/internal/oci"
-	"github.com/thaw-project/thaw/internal/registry"
 )
 
 // ingest brings every layer of an image that has no index, each in one pass in
@@ -34,6 +33,7 @@ func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 	if err != nil {
 		return err
 	}
+	t.pulledBytes = progress.done.Load()
 	a := made.Artifact
 	img.head, img.index, img.origin = made.Image, a.Descriptor.Digest, originBuilt
 	err = d.indexes.Put(img.manifest(), &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true})
@@ -45,7 +45,6 @@ func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 
 func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Layer, progress *progress) (*index.LayerBlob, error) {
 	if known, err := d.indexes.Layer(l.Descriptor.Digest); err == nil && known.DiffID == l.DiffID {
-		progress.add(int(l.Descriptor.Size))
 		return known, nil
 	}
 	in, err := d.store.Ingest(ctx, l.Descriptor.Digest, l.Descriptor.Size, l.DiffID)
@@ -53,7 +52,6 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 		return nil, err
 	}
 	defer in.Abort()
-	ctx = registry.WithCounter(ctx, progress.counter)
 	blob, err := indexer.Layer(ctx, img.repo, l, indexer.Sink{Read: progress.add, Span: func(data []byte) error {
 		_, err := in.Write(data)
 		return err
@@ -76,10 +74,9 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 
 // progress reports the compressed bytes of an image that have passed.
 type progress struct {
-	counter *registry.Counter
-	done    atomic.Int64
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
+	done   atomic.Int64
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 }
 
 func newProgress(t *task, img *image) *progress {
@@ -88,7 +85,7 @@ func newProgress(t *task, img *image) *progress {
 		total += l.Descriptor.Size
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &progress{counter: &t.counter, cancel: cancel}
+	p := &progress{cancel: cancel}
 	p.wg.Go(func() {
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -46,7 +47,8 @@ type mounted struct {
 	img     *image
 	layers  []*layer // as the image has them; a layer may stand twice
 	counter registry.Counter
-	base    int64 // bytes that its layers had fetched before
+	base    int64        // compressed bytes that its layers had fetched before
+	pulled  atomic.Int64 // and those that passed to make its index
 	cancel  context.CancelFunc
 	gone    chan struct{} // closed when it is unmounted
 

@@ -145,6 +145,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		}
 		m.counter.Requests.Add(t.counter.Requests.Load())
 		m.counter.BytesRead.Add(t.counter.BytesRead.Load())
+		m.pulled.Store(t.pulledBytes)
 		return d.describe(m, true), nil
 	})
 }
@@ -283,7 +284,7 @@ func (m *mounted) stats() api.Stats {
 		s.NetworkBytes += l.counter.BytesRead.Load()
 	}
 	h := m.waits()
-	s.FetchedBytes = h.FetchedBytes - m.base
+	s.FetchedBytes = m.pulled.Load() + h.FetchedBytes - m.base
 	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = h.Waits, h.WaitP50, h.WaitP99, h.WaitTotal
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -24,6 +24,8 @@ type BuildInput struct {
 	BlobBytes int64
 	DiffID    digest.Digest // that the image's config promises
 	MaxBytes  int64         // refuse a layer that unpacks to more; 0: EROFS' limit
+	// ProveBytes is inflate.ScanOptions.ProveBytes: 0 proves all of each span.
+	ProveBytes int64
 	// Proven says that the caller compares the DiffID itself, with what Span gets.
 	Proven bool
 	// Span is called with each span's bytes, in order, from one goroutine; may
@@ -96,7 +98,8 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(queue)
-		opts := inflate.ScanOptions{Format: b.layer.Format, SpanBytes: SpanBytes, MaxBytes: b.in.MaxBytes, Prove: true}
+		opts := inflate.ScanOptions{Format: b.layer.Format, SpanBytes: SpanBytes, MaxBytes: b.in.MaxBytes,
+			Prove: true, ProveBytes: b.in.ProveBytes}
 		result, err := inflate.Scan(ctx, r, opts, func(s *inflate.Span) error {
 			buf := *pool.Get().(*[]byte)
 			d := &decoded{data: buf[:copy(buf, s.Data)], aux: encodeWindow(s.Point), span: Span{

@@ -24,6 +24,10 @@ import (
 // and hashes on another.
 const parallelLayers = 3
 
+// proveBytes is how much of each span is decoded again when a start waits for
+// the index; the scan itself has seen all of it.
+const proveBytes = 128 << 10
+
 // Result is a new index.
 type Result struct {
 	Image    *index.Image
@@ -76,7 +80,7 @@ func Layer(ctx context.Context, repo registry.Repository, l oci.Layer, sink Sink
 	defer body.Close()
 	in := index.BuildInput{Blob: l.Descriptor.Digest, BlobBytes: l.Descriptor.Size, DiffID: l.DiffID}
 	if sink.Span != nil {
-		in.Proven = true
+		in.Proven, in.ProveBytes = true, proveBytes
 		in.Span = func(_ int, data []byte) error { return sink.Span(data) }
 	}
 	built, err := index.BuildLayer(ctx, &countingReader{body, sink.Read}, in)

@@ -43,6 +43,7 @@ func (dec *Decoder) Decode(dst []byte, p Point, src []byte) (int, error) {
 		return dec.decodeMember(dst, p, src)
 	case KindBlock:
 		d := dec.inflater(p, src)
+		defer d.reset(nil, 0, true) // holds on to nothing of the caller's
 		if len(p.Window) > windowBytes {
 			return 0, d.corrupt("access point window is too long")
 		}
@@ -50,7 +51,6 @@ func (dec *Decoder) Decode(dst []byte, p Point, src []byte) (int, error) {
 			return 0, err
 		}
 		d.window = p.Window
-		defer d.reset(nil, 0, true)
 		return d.decode(dst)
 	}
 	return 0, &CorruptError{Offset: p.OffsetCompressed, Reason: "access point has an unknown kind"}
@@ -70,7 +70,7 @@ const skipBytes = 256 << 10
 // decodeMember decodes from the start of a gzip member.
 func (dec *Decoder) decodeMember(dst []byte, p Point, src []byte) (int, error) {
 	d := dec.inflater(p, src)
-	defer d.reset(nil, 0, true) // holds on to nothing of the caller's
+	defer d.reset(nil, 0, true)
 	for left := p.Skip; left > 0; {
 		if dec.skip == nil {
 			dec.skip = make([]byte, skipBytes)

@@ -14,10 +14,11 @@ func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i : i+
 
 // fast decodes symbols while there is plenty of input and of room for output.
 //
-// The bit buffer holds nbits bits in its low end; the ones above are either zero
-// or already the input's next ones, so that a refill may or in eight bytes
-// whatever nbits is. nbits is kept modulo 64, with garbage above: an entry is subtracted
-// whole, and bits 0-7 of it cannot borrow as no more is consumed than is there.
+// The bit buffer holds nbits bits in its low end; the ones above are either
+// zero or already the input's next ones, so that a refill may or in eight bytes
+// whatever nbits is. nbits is kept modulo 64, with garbage above: an entry is
+// subtracted whole, and bits 0-7 of it cannot borrow as no more is consumed
+// than is there.
 func (d *inflater) fast() error {
 	in, out := d.in, d.out
 	pos, n := d.pos, d.n

@@ -91,10 +91,15 @@ type ScanOptions struct {
 	Format    Format
 	SpanBytes int64 // output bytes a span, 0 is DefaultSpanBytes; from MinSpanBytes to MaxSpanBytes
 	MaxBytes  int64 // more output than this is ErrTooLarge; 0 is no limit
-	// Prove decodes every span once more from its access point, as a reader
+	// Prove decodes every span of gzip once more from its access point, as a reader
 	// will, and fails with ErrNotProven where that does not give the same bytes.
 	// It runs beside the scan on a second goroutine, which then also calls fn.
+	// Plain and zstd points need no proof: Scan itself starts afresh at them.
 	Prove bool
+	// ProveBytes ends a span's proof after so many bytes; 0 proves all of it. What
+	// an access point adds to the stream (window, state of the block) shows in the
+	// first 64 KiB: later output refers to output that is proven.
+	ProveBytes int64
 }
 
 // Limits of ScanOptions.SpanBytes. A span shorter than a window would let a

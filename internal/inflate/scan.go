@@ -14,9 +14,10 @@ import (
 // the whole output. There is none for empty output.
 //
 // Gzip members are checked against their checksums and sizes; zeros may follow
-// the last one, anything else is an error. Errors are those of r, fn and ctx (asked before
-// every read), *CorruptError, ErrTooLarge and ErrNotProven. A span that was
-// handed to fn is not thereby right: that is only known when Scan returns nil.
+// the last one, anything else is an error. Errors are those of r, fn and ctx
+// (asked before every read), *CorruptError, ErrTooLarge and ErrNotProven. A
+// span that was handed to fn is not thereby right: that is only known when Scan
+// returns nil.
 //
 // r is read on the caller's goroutine only; with opts.Prove fn is called on
 // another one. Scan returns when both are done.
@@ -44,9 +45,8 @@ func Scan(ctx context.Context, r io.Reader, opts ScanOptions, fn func(*Span) err
 	if opts.MaxBytes > 0 {
 		s = &limitScanner{scanner: s, left: opts.MaxBytes}
 	}
-	// Plain and zstd points are where the scan itself starts afresh: it is the proof.
 	if opts.Prove && opts.Format == Gzip {
-		return scanProving(ctx, s, opts.SpanBytes, fn)
+		return scanProving(ctx, s, opts.SpanBytes, opts.ProveBytes, fn)
 	}
 	return scanSpans(s, opts.SpanBytes, fn)
 }
@@ -91,7 +91,7 @@ func scanSpans(s scanner, spanBytes int64, fn func(*Span) error) (Result, error)
 const proveAhead = 3
 
 // scanProving decodes on this goroutine, and proves and hands out on another.
-func scanProving(ctx context.Context, s scanner, spanBytes int64, fn func(*Span) error) (Result, error) {
+func scanProving(ctx context.Context, s scanner, spanBytes, proveBytes int64, fn func(*Span) error) (Result, error) {
 	free, full := make(chan *spanBuffer, proveAhead), make(chan *spanBuffer, proveAhead)
 	for range proveAhead {
 		free <- newSpanBuffer(spanBytes)
@@ -99,7 +99,7 @@ func scanProving(ctx context.Context, s scanner, spanBytes int64, fn func(*Span)
 	done := make(chan error, 1)
 	failed := make(chan struct{})
 	go func() {
-		err := proveSpans(full, free, fn)
+		err := proveSpans(full, free, proveBytes, fn)
 		done <- err
 		if err != nil {
 			close(failed)
@@ -135,20 +135,24 @@ func scanProving(ctx context.Context, s scanner, spanBytes int64, fn func(*Span)
 	return s.result(), nil
 }
 
-// proveSpans proves spans and hands them to fn, until there are no more or one
-// fails.
-func proveSpans(full <-chan *spanBuffer, free chan<- *spanBuffer, fn func(*Span) error) error {
+// proveSpans proves spans, or their first proveBytes unless that is 0, and hands
+// them to fn, until there are no more or one fails.
+func proveSpans(full <-chan *spanBuffer, free chan<- *spanBuffer, proveBytes int64, fn func(*Span) error) error {
 	var dec Decoder
 	var again []byte
 	for b := range full {
 		if again == nil {
 			again = make([]byte, cap(b.data))
 		}
-		again = again[:len(b.span.Data)]
+		want := b.span.Data
+		if proveBytes > 0 && int64(len(want)) > proveBytes {
+			want = want[:proveBytes]
+		}
+		again = again[:len(want)]
 		if _, err := dec.Decode(again, b.span.Point, b.src); err != nil {
 			return fmt.Errorf("%w: output offset %d: %w", ErrNotProven, b.span.Point.OffsetUncompressed, err)
 		}
-		if !bytes.Equal(again, b.span.Data) {
+		if !bytes.Equal(again, want) {
 			return fmt.Errorf("%w: output offset %d", ErrNotProven, b.span.Point.OffsetUncompressed)
 		}
 		if err := fn(&b.span); err != nil {

@@ -4,8 +4,8 @@ import "math/bits"
 
 // Limits of RFC 1951 and the sizes of the decoding tables. A table is indexed
 // by the next litBits or distBits bits of input; longer codes go on in
-// sub-tables behind it. The table arrays are powers of two larger than any code can need
-// (2342 and 402 entries), so that a masked index is always in bounds.
+// sub-tables behind it. The table arrays are powers of two larger than any code
+// can need (2342 and 402 entries), so that a masked index is always in bounds.
 const (
 	maxCodeBits  = 15
 	maxLitCodes  = 286 // used by dynamic blocks; the fixed code has 288

@@ -106,25 +106,31 @@ func (l *Layer) prove(ctx context.Context) (digest.Digest, error) {
 	}
 	got := digest.NewDigest(digest.SHA256, l.sum)
 	if got != l.meta.DiffID {
-		return got, l.blame(ctx)
+		var err error
+		if got, err = l.reread(ctx); err != nil || got != l.meta.DiffID {
+			return got, err
+		}
 	}
 	return "", l.markComplete()
 }
 
-// blame looks for spans on disk that are not what the span table says, forgets
-// them durably and returns the first.
-func (l *Layer) blame(ctx context.Context) error {
+// reread hashes all of the tar and each of its spans once more, before an index is
+// blamed. Spans that are not what the table says are forgotten durably, and the
+// first is returned. hashMu is held.
+func (l *Layer) reread(ctx context.Context) (digest.Digest, error) {
 	var first error
 	bad := map[int]bool{}
+	whole := sha256.New()
 	buf := make([]byte, l.meta.SpanBytes)
 	for i := range l.meta.Spans() {
 		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("verify layer %s: %w", l.meta.Blob, err)
+			return "", fmt.Errorf("verify layer %s: %w", l.meta.Blob, err)
 		}
 		off, n := l.meta.Span(i)
 		if _, err := l.file.ReadAt(buf[:n], off); err != nil {
-			return fmt.Errorf("verify span %d of layer %s: %w", i, l.meta.Blob, err)
+			return "", fmt.Errorf("verify span %d of layer %s: %w", i, l.meta.Blob, err)
 		}
+		whole.Write(buf[:n])
 		if err := l.verify(i, buf[:n], l.Path()); err != nil {
 			bad[i] = true
 			if first == nil {
@@ -133,12 +139,12 @@ func (l *Layer) blame(ctx context.Context) error {
 		}
 	}
 	if len(bad) == 0 {
-		return nil
+		return digest.NewDigest(digest.SHA256, whole), nil
 	}
 	l.syncMu.Lock()
 	l.forget(func(i int) bool { return bad[i] })
 	l.syncMu.Unlock()
-	return errors.Join(first, l.Sync())
+	return "", errors.Join(first, l.Sync())
 }
 
 // markComplete syncs the tar, this time with its modification time, which the

@@ -122,7 +122,7 @@ func (g *Ingest) Seal(ctx context.Context, spanDigests [][32]byte) (*Layer, erro
 }
 
 func (g *Ingest) seal(ctx context.Context, spanDigests [][32]byte) (*Layer, error) {
-	if got := digest.NewDigest(digest.SHA256, g.sum); false {
+	if got := digest.NewDigest(digest.SHA256, g.sum); got != g.diffID {
 		return nil, &DiffIDError{Layer: g.blob, Want: g.diffID, Got: got}
 	}
 	m := Meta{

@@ -18,6 +18,8 @@ const (
 	layoutPrefix      = "oci:"
 	defaultTag        = "latest"
 	maxReferenceBytes = 4096
+	// maxRepositoryBytes is what go-containerregistry and Docker's registry take.
+	maxRepositoryBytes = 255
 )
 
 // The grammar of names and tags in the distribution specification. The parser
@@ -107,6 +109,9 @@ func (r *Reference) setRepository(s string) error {
 	}
 	if !hostRegexp.MatchString(r.Registry) {
 		return fmt.Errorf("invalid registry host %q", r.Registry)
+	}
+	if len(r.Repository) > maxRepositoryBytes {
+		return fmt.Errorf("the repository name is longer than %d bytes", maxRepositoryBytes)
 	}
 	if !repositoryRegexp.MatchString(r.Repository) {
 		return fmt.Errorf("invalid repository name %q (lower-case letters, digits, and . _ - between them)", r.Repository)

@@ -147,14 +147,14 @@ func (r *rangeReader) broken(err error) error {
 	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errShort
 	}
-	if !r.gotAny {
-		r.ep.markDown()
-	}
 	r.op.what.Offset, r.op.what.Length = r.off, r.end-r.off
 	e := r.op.describe(r.ctx, &Error{URL: cleanURL(r.ep.url(r.repo.name, "blobs/"+r.desc.Digest.String())), Retryable: r.ctx.Err() == nil, Err: err})
 	if r.ctx.Err() != nil {
 		e.Err = context.Cause(r.ctx)
 		return e
+	}
+	if !r.gotAny || errors.Is(err, errStalled) {
+		r.ep.leaveOut()
 	}
 	r.repo.client.log.DebugContext(r.ctx, "blob broke off", "digest", r.desc.Digest, "at", r.off, "error", err)
 	return r.op.budget.pause(r.ctx, e, true)

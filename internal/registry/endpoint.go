@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -33,6 +34,7 @@ type endpoint struct {
 
 	plain     atomic.Bool  // speak plain http
 	answered  atomic.Bool  // something there has spoken HTTP to us
+	failures  atomic.Int32 // mirrors: in a row
 	downUntil atomic.Int64 // mirrors: Unix nanoseconds
 }
 
@@ -133,8 +135,24 @@ func (ep *endpoint) switchScheme(plain bool) bool {
 
 func (ep *endpoint) down() bool { return time.Now().UnixNano() < ep.downUntil.Load() }
 
-func (ep *endpoint) markDown() {
+// fail notes a failure of a mirror and reports whether it is left out for a
+// while from now on. One broken connection is not yet a reason.
+func (ep *endpoint) fail(e *Error) bool {
+	if !ep.isMirror() {
+		return false
+	}
+	broke := e.Status == 0 && !errors.Is(e, errStalled)
+	if n := ep.failures.Add(1); broke && n < 2 {
+		return false
+	}
+	ep.leaveOut()
+	return true
+}
+
+// leaveOut passes a mirror over for a while.
+func (ep *endpoint) leaveOut() {
 	if ep.isMirror() {
+		ep.failures.Store(0)
 		ep.downUntil.Store(time.Now().Add(mirrorDown).UnixNano())
 	}
 }

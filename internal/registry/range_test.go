@@ -49,15 +49,17 @@ func first(n int, f faultFunc) faultFunc {
 	}
 }
 
-// cutAfter sends only so many bytes of the body and then resets.
+// cutAfter sends only so many bytes of a longer body and then resets.
 func cutAfter(bytes int) faultFunc {
 	return func(_ int, w http.ResponseWriter, r *http.Request, next http.Handler) bool {
 		rec := record(r, next)
 		copyHeader(w, rec)
 		w.WriteHeader(rec.Code)
 		_, _ = w.Write(rec.Body.Bytes()[:min(bytes, rec.Body.Len())])
-		w.(http.Flusher).Flush()
-		abort()
+		if rec.Body.Len() > bytes {
+			w.(http.Flusher).Flush()
+			abort()
+		}
 		return true
 	}
 }

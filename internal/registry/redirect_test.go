@@ -142,7 +142,9 @@ func TestMirrors(t *testing.T) {
 		{"first does not have it", status(404), nil, 0, 5},
 		{"first breaks off halfway", cutAfter(10_000), nil, 0, 0},
 		{"first stalls", stall(-1), nil, 0, 5},
-		{"both are down", down, down, 5, 1},
+		{"first stalls after its header", stall(0), nil, 0, 5},
+		{"first stalls halfway", stall(30_000), nil, 0, 5},
+		{"both are down", down, down, 5, 2},
 		{"both refuse", status(401), status(403), 5, 1},
 		{"first has no ranges", noRanges, nil, 0, 0},
 	}
@@ -177,7 +179,7 @@ func TestMirrors(t *testing.T) {
 						t.Fatalf("read %d: %d bytes, %v", i, len(got), err)
 					}
 				}
-				if took := time.Since(start); took > 6*time.Second {
+				if took := time.Since(start); took > 11*time.Second {
 					t.Errorf("took %v", took)
 				}
 				if n, m := hosts[2].count("/blobs/"), hosts[1].count("/blobs/"); n != tt.origin || m != tt.mirror {

@@ -107,6 +107,7 @@ func (r *remote) try(ctx context.Context, op *operation, f func(context.Context,
 			}
 			err := f(r.attemptContext(ctx, op, ep, origin), ep)
 			if err == nil {
+				ep.failures.Store(0)
 				return nil
 			}
 			failed = op.describe(ctx, err)
@@ -142,8 +143,9 @@ func (r *remote) passOver(ctx context.Context, ep *endpoint, err *Error) {
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoRanges) {
 		return
 	}
-	ep.markDown()
-	r.client.log.WarnContext(ctx, "mirror left out for a while", "mirror", ep.host, "registry", r.registry, "for", mirrorDown, "error", err)
+	if ep.fail(err) {
+		r.client.log.WarnContext(ctx, "mirror left out for a while", "mirror", ep.host, "registry", r.registry, "for", mirrorDown, "error", err)
+	}
 }
 
 // request asks the endpoint itself for something in the repository. It follows
