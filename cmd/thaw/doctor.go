@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -52,7 +53,7 @@ Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
 			if err != nil {
 				return err
 			}
-			d := diagnose(cfg.Root)
+			d := diagnose(cmd.Context(), cfg.Root)
 			if asJSON {
 				err = printJSON(cmd, d)
 			} else {
@@ -70,7 +71,7 @@ Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
 	return cmd
 }
 
-func diagnose(root string) *diagnosis {
+func diagnose(ctx context.Context, root string) *diagnosis {
 	d := &diagnosis{Mount: api.ModeFanotify}
 	add := func(name, state, detail, hint string) {
 		d.Checks = append(d.Checks, check{name, state, detail, hint})
@@ -92,7 +93,7 @@ func diagnose(root string) *diagnosis {
 	}
 	add("state directory", stateOK, root+" on "+fsType+free, "")
 	if os.Geteuid() == 0 {
-		d.probe(root, add)
+		d.probe(ctx, root, add)
 	} else {
 		d.Mount, d.Reason = "unknown", "only root can try it out"
 	}
@@ -106,12 +107,12 @@ func diagnose(root string) *diagnosis {
 }
 
 // probe tries the lazy mount out in the state directory.
-func (d *diagnosis) probe(root string, add func(name, state, detail, hint string)) {
+func (d *diagnosis) probe(ctx context.Context, root string, add func(name, state, detail, hint string)) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		add("fanotify mount path", stateMissing, err.Error(), "choose another state directory with --root")
 		return
 	}
-	if err := fanotify.Probe(root); err != nil {
+	if err := fanotify.Probe(ctx, root); err != nil {
 		d.Mount, d.Reason = api.ModeEager, "fanotify: "+err.Error()
 		add("fanotify mount path", stateWarning, err.Error(),
 			"it needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and file-backed EROFS, and a state directory on ext4, xfs or btrfs; until then images are brought whole before they start")

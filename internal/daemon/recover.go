@@ -27,7 +27,7 @@ func (d *Daemon) startMounter() error {
 	d.mode = api.ModeFanotify
 	if d.cfg.Mode == api.ModeEager {
 		d.mode, d.modeReason = api.ModeEager, "the daemon was started with --mount=eager"
-	} else if err := fanotify.Probe(d.cfg.Root); err != nil {
+	} else if err := fanotify.Probe(d.ctx, d.cfg.Root); err != nil {
 		if d.cfg.Mode == api.ModeFanotify {
 			return fmt.Errorf("mount path fanotify: %w", err)
 		}

@@ -62,7 +62,9 @@ func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error)
 	b := &builder{in: in, diffID: sha256.New(), layer: &Layer{LayerMeta: LayerMeta{
 		Blob: in.Blob, BlobBytes: in.BlobBytes, DiffID: in.DiffID, Format: inflate.Detect(head), SpanBytes: SpanBytes,
 	}}}
-	b.tar = layertar.NewScanner(layertar.DefaultLimits(), func(e layertar.Entry) error {
+	limits := layertar.DefaultLimits()
+	limits.TotalBytes = maxEntriesBytes / 2 // well within what a reader of the index takes
+	b.tar = layertar.NewScanner(limits, func(e layertar.Entry) error {
 		b.layer.Entries = append(b.layer.Entries, e)
 		return nil
 	})
@@ -167,6 +169,16 @@ func EncodeLayer(l *Layer) (*LayerBlob, error) {
 	return &LayerBlob{Layer: l, Bytes: b, Digest: digest.FromBytes(b), OffsetWindows: at}, nil
 }
 
+// OpenLayer decodes a layer blob and keeps its bytes, whichever version of thaw
+// wrote them: they are what heads refer to. The result aliases b.
+func OpenLayer(b []byte) (*LayerBlob, error) {
+	l, at, err := decodeLayer(b)
+	if err != nil {
+		return nil, err
+	}
+	return &LayerBlob{Layer: l, Bytes: b, Digest: digest.FromBytes(b), OffsetWindows: at}, nil
+}
+
 // Assemble makes the head of an image's index from its layers' indexes, bottom
 // first.
 func Assemble(layers []*LayerBlob) (*Image, error) {
@@ -186,6 +198,11 @@ func Assemble(layers []*LayerBlob) (*Image, error) {
 
 // Metadata makes the EROFS metadata image of an image: device i+1 is layer i.
 func Metadata(layers []ImageLayer, entries [][]layertar.Entry) ([]byte, error) {
+	for i, l := range layers {
+		if err := checkLastBlock(&l.LayerMeta, entries[i]); err != nil {
+			return nil, err
+		}
+	}
 	root, err := Merge(entries)
 	if err != nil {
 		return nil, err
@@ -199,4 +216,26 @@ func Metadata(layers []ImageLayer, entries [][]layertar.Entry) ([]byte, error) {
 		return nil, fmt.Errorf("write EROFS metadata: %w", err)
 	}
 	return b, nil
+}
+
+// checkLastBlock refuses a file whose data lies in a last block of the tar that
+// is not whole: EROFS reads whole blocks of a device.
+func checkLastBlock(l *LayerMeta, entries []layertar.Entry) error {
+	whole := l.TarBytes &^ (layertar.BlockBytes - 1)
+	if whole == l.TarBytes {
+		return nil
+	}
+	for i := range entries {
+		e := &entries[i]
+		end := e.OffsetTar + e.SizeBytes
+		if e.Segments != nil {
+			last := e.Segments[len(e.Segments)-1]
+			end = last.OffsetTar + last.Length
+		}
+		if e.Type == layertar.TypeReg && end > whole {
+			return fmt.Errorf("layer %s: file %q: the tar of %d bytes ends without the padding of its last block, which cannot be mounted",
+				l.Blob, e.Path, l.TarBytes)
+		}
+	}
+	return nil
 }

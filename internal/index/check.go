@@ -3,6 +3,8 @@ package index
 import (
 	"bytes"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/thaw-project/thaw/internal/erofs"
 	"github.com/thaw-project/thaw/internal/layertar"
@@ -10,7 +12,7 @@ import (
 
 // LieError reports an index that describes other files than its layers hold.
 type LieError struct {
-	Path   string // first file that differs, "" when unknown
+	Path   string // first file that differs
 	Reason string
 }
 
@@ -41,16 +43,16 @@ func (m *Image) CheckFiles(entries [][]layertar.Entry) error {
 	if err != nil {
 		return err
 	}
-	for path, w := range b {
+	for _, path := range slices.Sorted(maps.Keys(b)) {
 		h, ok := a[path]
 		if !ok {
 			return &LieError{path, "missing in the index"}
 		}
-		if h != w {
+		if w := b[path]; h != w {
 			return &LieError{path, fmt.Sprintf("index has %s, layers have %s", h, w)}
 		}
 	}
-	for path := range a {
+	for _, path := range slices.Sorted(maps.Keys(a)) {
 		if _, ok := b[path]; !ok {
 			return &LieError{path, "not in the layers"}
 		}

@@ -12,8 +12,13 @@ import (
 const (
 	maxEntries     = 10_000_000
 	maxEntryString = 1 << 16
-	maxEntryXattrs = 1 << 10
+	maxEntryXattrs = 1 << 15
 	maxSegments    = 1 << 20
+	// maxEntriesBytes bounds all entries of a layer in memory, counted as
+	// layertar.Limits.TotalBytes is.
+	maxEntriesBytes   = 1 << 30
+	entryBytes        = 128
+	entrySegmentBytes = 24
 )
 
 // encodeEntries writes the entries of a layer's tar, in tar order. All numbers
@@ -122,13 +127,17 @@ func decodeEntries(b []byte, n, tarBytes int64) ([]layertar.Entry, error) {
 	}
 	r := entryReader{b: b}
 	entries := make([]layertar.Entry, n)
-	last, lastOffset := "", int64(0)
+	last, lastOffset, total := "", int64(0), int64(0)
 	for i := range entries {
 		start := r.at
 		e := &entries[i]
 		r.entry(e, last, lastOffset)
 		if r.bad || !plausible(e, tarBytes) {
 			return nil, corrupt("entries", int64(start), "entry %d", i)
+		}
+		total += entryBytes + int64(len(e.Path)) + entrySegmentBytes*int64(len(e.Segments))
+		if total += int64(r.at - start); total > maxEntriesBytes {
+			return nil, corrupt("entries", int64(start), "entries take more than %d bytes", maxEntriesBytes)
 		}
 		last, lastOffset = e.Path, e.OffsetHeader
 	}

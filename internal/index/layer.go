@@ -81,45 +81,51 @@ func (l *Layer) Encode() (blob []byte, offsetWindows int64, err error) {
 
 // DecodeLayer reads a layer blob. The result may alias b.
 func DecodeLayer(b []byte) (*Layer, error) {
-	sections, _, err := decodeSections(b, kindLayer)
+	l, _, err := decodeLayer(b)
+	return l, err
+}
+
+// decodeLayer also returns the offset of the windows section.
+func decodeLayer(b []byte) (*Layer, int64, error) {
+	sections, offsets, err := decodeSections(b, kindLayer)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	l := &Layer{unknown: unknown(sections, sectionMeta, sectionSpans, sectionEntries, sectionWindows)}
 	meta, err := rawSection(sections, sectionMeta)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if l.extra, err = unmarshalExtra(meta, &l.LayerMeta); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := l.check(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	windows, _, err := find(sections, sectionWindows)
+	windows, at, err := find(sections, sectionWindows)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if windows.encoding != encodingRaw {
-		return nil, corrupt("section table", -1, "windows are compressed as a whole")
+		return nil, 0, corrupt("section table", -1, "windows are compressed as a whole")
 	}
 	l.Windows = windows.stored
 	spans, err := rawSection(sections, sectionSpans)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if int64(len(spans)) != l.SpanCount()*spanRecordBytes {
-		return nil, corrupt("span table", -1, "%d bytes for %d spans", len(spans), l.SpanCount())
+		return nil, 0, corrupt("span table", -1, "%d bytes for %d spans", len(spans), l.SpanCount())
 	}
 	if l.Spans, err = decodeSpans(spans, l.SpanCount(), l.BlobBytes, int64(len(l.Windows))); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	entries, err := rawSection(sections, sectionEntries)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	l.Entries, err = decodeEntries(entries, l.LayerMeta.Entries, l.TarBytes)
-	return l, err
+	return l, offsets[at], err
 }
 
 func rawSection(sections []section, kind uint32) ([]byte, error) {

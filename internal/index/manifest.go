@@ -66,6 +66,11 @@ func ParseManifest(b []byte, subject digest.Digest) (head v1.Descriptor, layers 
 	if len(m.Layers) == 0 || len(m.Layers) > maxLayers+1 || m.Layers[0].MediaType != MediaTypeHead {
 		return head, nil, corrupt("manifest", -1, "no head blob")
 	}
+	for i, l := range m.Layers {
+		if err := l.Digest.Validate(); err != nil || l.Size < 0 || i > 0 && l.MediaType != MediaTypeLayer {
+			return head, nil, corrupt("manifest", -1, "blob %d is %q of %d bytes, digest %q", i, l.MediaType, l.Size, l.Digest)
+		}
+	}
 	return m.Layers[0], m.Layers[1:], nil
 }
 

@@ -114,8 +114,12 @@ func (m *merger) apply(e *layertar.Entry) error {
 		return nil
 	}
 	if e.Type == layertar.TypeOpaque {
-		_, err := m.walk(e.Path, true) // an opaque directory exists, described or not
-		return err
+		// An opaque directory exists, described or not. Over a file it says
+		// nothing: the directory's own entry may be still to come.
+		if _, err := m.walk(e.Path, true); !errors.Is(err, errNotDir) {
+			return err
+		}
+		return nil
 	}
 	if e.Path == "" {
 		if e.Type != layertar.TypeDir {

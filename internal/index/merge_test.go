@@ -191,6 +191,7 @@ func TestMergeEqualsUnpacking(t *testing.T) {
 					t.Fatalf("layer %d: %v", i, err)
 				}
 			}
+			tars = withoutTooManyChunks(t, dir, tars)
 			metadata := metadataOf(t, tars)
 			if d := cmp.Diff(diskFacts(t, dir), erofsFacts(t, metadata, tars)); d != "" {
 				t.Errorf("unpacked (-) and merged (+) differ:\n%s", d)
@@ -198,6 +199,22 @@ func TestMergeEqualsUnpacking(t *testing.T) {
 			checkHuge(t, dir, metadata, tars)
 		})
 	}
+}
+
+// withoutTooManyChunks hides the huge sparse file where EROFS images may not
+// have that many chunks.
+func withoutTooManyChunks(t *testing.T, dir string, tars [][]byte) [][]byte {
+	t.Helper()
+	path := filepath.Join(dir, layertartest.HugePath)
+	if _, err := os.Lstat(path); err != nil || erofs.MaxChunks > layertartest.HugeBytes>>12 {
+		return tars
+	}
+	t.Logf("%s needs more chunks than %d: left out", layertartest.HugePath, erofs.MaxChunks)
+	top := new(layertartest.Builder).Whiteout(layertartest.HugePath).End().Bytes()
+	if err := layertartest.Apply(dir, bytes.NewReader(top)); err != nil {
+		t.Fatal(err)
+	}
+	return append(tars[:len(tars):len(tars)], top)
 }
 
 // checkHuge compares the stored parts of the one file that is too large to sum.

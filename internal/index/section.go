@@ -25,6 +25,8 @@ const (
 	sectionBytes   = 32
 	maxSections    = 64
 	maxSectionRaw  = 1 << 30
+	maxRatio       = 512 // raw to stored bytes, of sections over freeRaw
+	freeRaw        = 1 << 20
 	kindImage      = 1
 	kindLayer      = 2
 	encodingRaw    = 0
@@ -65,14 +67,14 @@ type section struct {
 var (
 	encoderOnce = sync.OnceValue(func() *zstd.Encoder {
 		e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression),
-			zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
+			zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
 		if err != nil {
 			panic(err) // the options are constants
 		}
 		return e
 	})
 	decoderOnce = sync.OnceValue(func() *zstd.Decoder {
-		d, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxSectionRaw), zstd.WithDecoderConcurrency(2),
+		d, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxSectionRaw), zstd.WithDecoderConcurrency(0),
 			zstd.WithDecodeAllCapLimit(true))
 		if err != nil {
 			panic(err) // the options are constants
@@ -81,8 +83,18 @@ var (
 	})
 )
 
+// packed makes a compressed section, unless a reader would take it for a bomb.
 func packed(kind uint32, raw []byte) section {
-	return section{kind: kind, encoding: encodingZstd, rawBytes: int64(len(raw)), stored: encoderOnce().EncodeAll(raw, nil)}
+	stored := encoderOnce().EncodeAll(raw, nil)
+	if !plausibleRatio(len(stored), int64(len(raw))) {
+		return plain(kind, raw)
+	}
+	return section{kind: kind, encoding: encodingZstd, rawBytes: int64(len(raw)), stored: stored}
+}
+
+// plausibleRatio bounds what a small blob can make its reader unpack.
+func plausibleRatio(storedBytes int, rawBytes int64) bool {
+	return rawBytes >= 0 && rawBytes <= maxSectionRaw && rawBytes <= max(freeRaw, int64(storedBytes)*maxRatio)
 }
 
 func plain(kind uint32, raw []byte) section {
@@ -104,9 +116,7 @@ func (s section) raw() ([]byte, error) {
 
 // unpack decompresses one zstd frame into exactly rawBytes bytes.
 func unpack(stored []byte, rawBytes int64) ([]byte, error) {
-	// A frame cannot hold more than 128 KiB a 3-byte block, so a small blob
-	// that claims gigabytes is refused before memory is set aside.
-	if rawBytes < 0 || rawBytes > maxSectionRaw || rawBytes > (int64(len(stored))+1)<<16 {
+	if !plausibleRatio(len(stored), rawBytes) {
 		return nil, fmt.Errorf("%d bytes claim to unpack to %d", len(stored), rawBytes)
 	}
 	out, err := decoderOnce().DecodeAll(stored, make([]byte, 0, rawBytes))

@@ -248,26 +248,23 @@ func (m *Mounter) First(blob digest.Digest) (*os.File, error) {
 
 // Unmount implements mount.Mounter. Layers that nobody has open afterwards are not watched any more.
 func (m *Mounter) Unmount(ctx context.Context, dir string) error {
+	err := m.unmount(ctx, dir) // may wait: other mounts go on meanwhile
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.closed {
-		return nil
+	if err != nil || m.closed {
+		return err
 	}
-	err := m.unmount(ctx, dir)
+	delete(m.mounts, dir)
 	m.tidy()
-	return err
+	return nil
 }
 
 func (m *Mounter) unmount(ctx context.Context, dir string) error {
 	detached, err := mount.Unmount(ctx, dir)
-	if err != nil {
-		return err
-	}
 	if detached {
 		m.log.Warn("mount was in use and is detached: its layers stay watched until its last file is closed", "dir", dir)
 	}
-	delete(m.mounts, dir)
-	return nil
+	return err
 }
 
 // Unwatch implements mount.Mounter.
@@ -293,7 +290,11 @@ func (m *Mounter) Close() error {
 	m.cancel(os.ErrClosed) // readers that wait would keep their mounts busy
 	var errs []error
 	for dir := range m.mounts {
-		errs = append(errs, m.unmount(context.Background(), dir))
+		if err := m.unmount(context.Background(), dir); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		delete(m.mounts, dir)
 	}
 	m.tidy()
 	left := 0

@@ -152,7 +152,7 @@ func (k *keeper) loop(ctx context.Context) error {
 			}
 		case err := <-k.exited:
 			k.child = nil
-			if k.conn == nil && !k.goodbye {
+			if k.conn == nil && !k.goodbye && k.restart == nil { // else the next one's start is due already
 				k.log.Warn("daemon exited before it connected", "err", err)
 				k.scheduleRestart()
 			}
@@ -372,6 +372,8 @@ func (k *keeper) accept(listener *net.UnixListener) {
 			k.log.Warn("refused a connection", "err", err)
 			if conn != nil {
 				conn.Close()
+			} else {
+				time.Sleep(10 * time.Millisecond) // no descriptor is left, say
 			}
 			continue
 		}

@@ -53,6 +53,7 @@ func Run(t *testing.T, newMounter New) {
 		{"CompleteLayer", testCompleteLayer},
 		{"UnmountInUse", testUnmountInUse},
 		{"CloseWhileWaiting", testCloseWhileWaiting},
+		{"Overlay", testOverlay},
 		{"MountErrors", testMountErrors},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, newMounter) })
@@ -467,6 +468,53 @@ func testCloseWhileWaiting(t *testing.T, newMounter New) {
 	close(closing)
 	_ = f.mounter.Close()
 	reader.Wait()
+}
+
+// testOverlay changes metadata in an overlay, which fetches nothing, and data, which does.
+func testOverlay(t *testing.T, newMounter New) {
+	f := start(t, newMounter, 1, Files(8))
+	base := t.TempDir()
+	over := *f
+	over.dir = filepath.Join(base, "merged")
+	spec := mount.OverlaySpec{Lower: []string{f.dir}, Upper: filepath.Join(base, "upper"), Work: filepath.Join(base, "work"), Dir: over.dir, Volatile: true}
+	for _, dir := range []string{spec.Upper, spec.Work, spec.Dir} {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := mount.Overlay(spec); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := mount.Unmount(context.Background(), spec.Dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := errors.Join(os.Chmod(over.path("f0007"), 0o600), os.Rename(over.path("f0006"), over.path("f0006.old")), os.Remove(over.path("f0005"))); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.source.Fetches.Load(); n > 0 {
+		t.Errorf("%d fetches for a change of metadata", n)
+	}
+	if _, err := os.Stat(over.path("f0005")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("removed file: %v", err)
+	}
+	if err := os.Rename(over.path("f0006.old"), over.path("f0006")); err != nil {
+		t.Error(err)
+	}
+	over.check(t, "f0004", "f0006", "f0007")
+	file, err := os.OpenFile(over.path("f0003"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	if _, err := file.WriteString("more"); err != nil {
+		t.Error(err)
+	}
+	if got, err := os.ReadFile(over.path("f0003")); err != nil || string(got) != string(f.Data("f0003"))+"more" {
+		t.Errorf("appended file: %d bytes, %v", len(got), err)
+	}
+	f.check(t, "f0003")
 }
 
 func testMountErrors(t *testing.T, newMounter New) {
