@@ -50,7 +50,7 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 	if err := d.rememberImage(img, true); err != nil {
 		return nil, err
 	}
-	p := &api.Pulled{Image: img.ref.String(), Manifest: img.manifest(), Layers: len(layers), Index: img.origin,
+	p := &api.Pulled{Image: img.ref.String(), Manifest: img.digest, Layers: len(layers), Index: img.origin,
 		Fetched: t.counter.BytesRead.Load()}
 	for i, l := range layers {
 		p.ImageBytes += img.oci.Layers[i].Descriptor.Size

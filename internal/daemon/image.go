@@ -17,6 +17,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/indexstore"
@@ -27,9 +29,13 @@ import (
 
 // image is an image with the index that it is mounted by.
 type image struct {
-	ref  oci.Reference
-	oci  *oci.Image
-	repo registry.Repository
+	ref    oci.Reference
+	repo   registry.Repository
+	digest digest.Digest // of its manifest
+
+	resolved chan struct{} // closed when oci is there, or err says why not
+	oci      *oci.Image
+	err      error
 
 	head   *index.Image
 	index  digest.Digest // of the index' manifest
@@ -46,7 +52,17 @@ const (
 	originBuilt    = "built"    // made just now from the passing bytes
 )
 
-func (img *image) manifest() digest.Digest { return img.oci.ManifestDescriptor.Digest }
+// set gives an image what was known before.
+func (img *image) set(known *oci.Image) {
+	img.oci, img.digest = known, known.ManifestDescriptor.Digest
+	close(img.resolved)
+}
+
+// wait returns when the image's config is there.
+func (img *image) wait() error {
+	<-img.resolved
+	return img.err
+}
 
 // task follows one call: its phases, its registry traffic and who wants to
 // hear of its progress.
@@ -105,19 +121,25 @@ func (d *Daemon) resolve(ctx context.Context, t *task) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &image{ref: ref, repo: repo}
+	img := &image{ref: ref, repo: repo, resolved: make(chan struct{})}
 	known := d.knownImage(ref)
-	if known != nil && !ref.IsLayout() && (t.req.Pull != api.PullAlways) {
-		img.oci = known
+	if known != nil && !ref.IsLayout() && t.req.Pull != api.PullAlways {
+		img.set(known)
 		return img, nil
 	}
 	if t.req.Pull == api.PullNever && !ref.IsLayout() {
 		return nil, api.Errorf(api.CodeNotFound, "leave out --pull=never, or pull it first", "image %s is not on this node", ref)
 	}
-	img.oci, err = registry.ResolveImage(ctx, repo, ref, v1.Platform{})
+	manifest, err := registry.ResolveManifest(ctx, repo, ref, v1.Platform{})
 	if err != nil {
-		return nil, fmt.Errorf("resolve %s: %w", ref, err)
+		return nil, err
 	}
+	img.digest = digest.FromBytes(manifest)
+	// The config comes beside the index: both need only the manifest.
+	go func() {
+		defer close(img.resolved)
+		img.oci, img.err = registry.FetchConfig(ctx, repo, ref, manifest)
+	}()
 	return img, nil
 }
 
@@ -213,7 +235,7 @@ func readImage(path string) (*storedImage, error) {
 // without its registry. pulled stays set once it was.
 func (d *Daemon) rememberImage(img *image, pulled bool) error {
 	path := d.imagePath(img.ref)
-	if old, err := readImage(path); err == nil && old.Digest == img.manifest() {
+	if old, err := readImage(path); err == nil && old.Digest == img.digest {
 		if old.Pulled || !pulled {
 			return nil
 		}
@@ -257,7 +279,7 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 	if t.req.Index == api.IndexIgnore {
 		return indexstore.ErrNotFound
 	}
-	if local, err := d.indexes.Get(img.manifest()); err == nil {
+	if local, err := d.indexes.Get(img.digest); err == nil {
 		err := img.adopt(local.Manifest, local.Head)
 		if err == nil {
 			img.origin = originStored
@@ -275,7 +297,7 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 }
 
 func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
-	found, err := img.repo.Referrers(ctx, img.manifest(), index.ArtifactType)
+	found, err := img.repo.Referrers(ctx, img.digest, index.ArtifactType)
 	if err != nil {
 		return fmt.Errorf("look for the index of %s: %w", img.ref, err)
 	}
@@ -296,29 +318,45 @@ func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 }
 
 func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) error {
-	manifest, _, err := img.repo.Manifest(ctx, desc.Digest.String())
+	var manifest, hinted []byte
+	hint, ok := index.HeadHint(desc)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		manifest, _, err = img.repo.Manifest(gctx, desc.Digest.String())
+		return err
+	})
+	if ok {
+		g.Go(func() (err error) {
+			hinted, err = img.repo.Blob(gctx, hint)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	headDesc, _, err := index.ParseManifest(manifest, img.digest)
 	if err != nil {
 		return err
 	}
-	headDesc, _, err := index.ParseManifest(manifest, img.manifest())
-	if err != nil {
-		return err
-	}
-	head, err := img.repo.Blob(ctx, headDesc)
-	if err != nil {
-		return err
+	head := hinted
+	if !ok || headDesc.Digest != hint.Digest {
+		if head, err = img.repo.Blob(ctx, headDesc); err != nil {
+			return err
+		}
 	}
 	if err := img.adopt(manifest, head); err != nil {
 		return err
 	}
-	stored := &indexstore.Image{Manifest: manifest, Head: head}
-	return d.indexes.Put(img.manifest(), stored)
+	return d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head})
 }
 
 // adopt takes an index for the image if it is about the image's layers.
 func (img *image) adopt(manifest, head []byte) error {
 	m, err := index.DecodeImage(head)
 	if err != nil {
+		return err
+	}
+	if err := img.wait(); err != nil {
 		return err
 	}
 	if len(m.Layers) != len(img.oci.Layers) {
@@ -351,6 +389,11 @@ func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
 		err := d.findIndex(ctx, t, img)
 		return img.origin, err
 	})
+	// The config's error explains more than what comes of it, and no goroutine
+	// outlives the call.
+	if werr := img.wait(); werr != nil {
+		return nil, werr
+	}
 	if errors.Is(err, indexstore.ErrNotFound) {
 		err = d.withoutIndex(ctx, t, img)
 	}

@@ -36,7 +36,7 @@ func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 	t.pulledBytes = progress.done.Load()
 	a := made.Artifact
 	img.head, img.index, img.origin = made.Image, a.Descriptor.Digest, originBuilt
-	err = d.indexes.Put(img.manifest(), &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true})
+	err = d.indexes.Put(img.digest, &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true})
 	if err != nil || t.req.Index != api.IndexPush {
 		return err
 	}

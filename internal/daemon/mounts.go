@@ -102,7 +102,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	}
 	img.background = req.Background
 	m := &mounted{img: img, gone: make(chan struct{}), completed: make(chan struct{})}
-	m.record = record{Request: req, Manifest: img.manifest(), Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
+	m.record = record{Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	if m.ID, m.dir, err = d.newID(req.Container); err != nil {
 		return nil, err
 	}

@@ -153,19 +153,21 @@ func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
 	if err != nil {
 		return err
 	}
-	img := &image{ref: ref, repo: repo, origin: m.Origin, background: m.Request.Background}
+	img := &image{ref: ref, repo: repo, origin: m.Origin, background: m.Request.Background, resolved: make(chan struct{})}
 	stored, err := readImage(filepath.Join(m.dir, "image.json"))
 	if err != nil {
 		return err
 	}
-	if img.oci, err = stored.image(ref); err != nil {
-		return err
-	}
-	known, err := d.indexes.Get(m.Manifest)
+	known, err := stored.image(ref)
 	if err != nil {
 		return err
 	}
-	if err := img.adopt(known.Manifest, known.Head); err != nil {
+	img.set(known)
+	idx, err := d.indexes.Get(m.Manifest)
+	if err != nil {
+		return err
+	}
+	if err := img.adopt(idx.Manifest, idx.Head); err != nil {
 		return err
 	}
 	m.img = img

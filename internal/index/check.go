@@ -12,7 +12,7 @@ import (
 
 // LieError reports an index that describes other files than its layers hold.
 type LieError struct {
-	Path   string // first file that differs
+	Path   string // first file that differs; "" is the root, or all of the tree
 	Reason string
 }
 
@@ -35,13 +35,16 @@ func (m *Image) CheckFiles(entries [][]layertar.Entry) error {
 		return nil
 	}
 	// Another version of thaw may have laid the same files out otherwise.
-	a, err := files(have)
+	a, aDevices, err := files(have)
 	if err != nil {
 		return err
 	}
-	b, err := files(want)
+	b, bDevices, err := files(want)
 	if err != nil {
 		return err
+	}
+	if !slices.Equal(aDevices, bDevices) {
+		return &LieError{"", fmt.Sprintf("index has devices %v, layers have %v", aDevices, bDevices)}
 	}
 	for _, path := range slices.Sorted(maps.Keys(b)) {
 		h, ok := a[path]
@@ -61,11 +64,11 @@ func (m *Image) CheckFiles(entries [][]layertar.Entry) error {
 }
 
 // files lists an EROFS image as path to a line that says all of the file. Hard
-// links carry the first path of their group.
-func files(b []byte) (map[string]string, error) {
+// links carry the first path of their group. It also lists the devices.
+func files(b []byte) (map[string]string, []erofs.Device, error) {
 	img, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	out, group := map[string]string{}, map[uint64]string{}
 	err = img.Walk(func(path string, n *erofs.Info) error {
@@ -77,5 +80,5 @@ func files(b []byte) (map[string]string, error) {
 			n.Mode, n.UID, n.GID, n.MtimeSec, n.MtimeNsec, n.SizeBytes, n.DevMajor, n.DevMinor, n.Link, n.Xattrs, n.Extents, first)
 		return nil
 	})
-	return out, err
+	return out, img.Devices(), err
 }

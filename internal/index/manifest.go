@@ -33,6 +33,7 @@ func NewArtifact(subject v1.Descriptor, image *Image, layers []*LayerBlob) (*Art
 		Subject:      &v1.Descriptor{MediaType: subject.MediaType, Digest: subject.Digest, Size: subject.Size},
 		Layers:       []v1.Descriptor{{MediaType: MediaTypeHead, Digest: digest.FromBytes(head), Size: int64(len(head))}},
 	}
+	m.Annotations = map[string]string{annotationHead: fmt.Sprintf("%s %d", m.Layers[0].Digest, m.Layers[0].Size)}
 	a := &Artifact{Head: head}
 	seen := map[digest.Digest]bool{}
 	for _, l := range layers {
@@ -72,6 +73,19 @@ func ParseManifest(b []byte, subject digest.Digest) (head v1.Descriptor, layers 
 		}
 	}
 	return m.Layers[0], m.Layers[1:], nil
+}
+
+// annotationHead repeats the head's digest and size on the manifest. Registries
+// copy annotations into their list of referrers, where a reader finds it without
+// waiting for the manifest.
+const annotationHead = "dev.thaw.index.head"
+
+// HeadHint returns the head's descriptor as a list of referrers has it, and
+// whether it does. It is a hint: the manifest decides.
+func HeadHint(referrer v1.Descriptor) (v1.Descriptor, bool) {
+	d := v1.Descriptor{MediaType: MediaTypeHead}
+	n, err := fmt.Sscanf(referrer.Annotations[annotationHead], "%s %d", &d.Digest, &d.Size)
+	return d, err == nil && n == 2 && d.Digest.Validate() == nil && d.Size > 0
 }
 
 // HeadDescriptor describes the head blob.

@@ -286,7 +286,9 @@ func TestMergeOpaqueRoot(t *testing.T) {
 }
 
 func TestMergeErrors(t *testing.T) {
-	file := func(path string) layertar.Entry { return layertar.Entry{Path: path, Type: layertar.TypeReg, Mode: 0o644} }
+	file := func(path string) layertar.Entry {
+		return layertar.Entry{Path: path, Type: layertar.TypeReg, Mode: 0o644}
+	}
 	hard := func(path, to string) layertar.Entry {
 		return layertar.Entry{Path: path, Type: layertar.TypeHardlink, Link: to}
 	}

@@ -29,6 +29,10 @@ const spanRecordBytes = 72
 // maxWindowRaw bounds a window record: state length, state, 32 KiB window.
 const maxWindowRaw = 2 + 4096 + 32<<10
 
+// maxWindowStored bounds a window record as stored: one that does not compress
+// has a frame header and block headers more.
+const maxWindowStored = maxWindowRaw + 1<<10
+
 // Span is one row of a layer's span table. The uncompressed range follows from
 // its position: span i covers [i*SpanBytes, (i+1)*SpanBytes).
 type Span struct {
@@ -72,10 +76,10 @@ func decodeSpans(b []byte, n, blobBytes, windowsBytes int64) ([]Span, error) {
 			BytesWindow:      int64(binary.LittleEndian.Uint32(r[32:])),
 		}
 		copy(s.Digest[:], r[40:])
-		if s.OffsetCompressed < 0 || s.BytesCompressed < 0 || s.OffsetCompressed > blobBytes-s.BytesCompressed ||
+		if s.Kind > inflate.KindBlock || s.OffsetCompressed < 0 || s.BytesCompressed < 0 || s.OffsetCompressed > blobBytes-s.BytesCompressed ||
 			s.Skip < 0 || s.Skip > int64(i)*SpanBytes ||
-			s.OffsetWindow < 0 || s.OffsetWindow > windowsBytes-s.BytesWindow {
-			return nil, corrupt("span table", int64(i)*spanRecordBytes, "span %d lies outside the layer or its windows", i)
+			s.BytesWindow > maxWindowStored || s.OffsetWindow < 0 || s.OffsetWindow > windowsBytes-s.BytesWindow {
+			return nil, corrupt("span table", int64(i)*spanRecordBytes, "span %d is of no known kind or lies outside the layer or its windows", i)
 		}
 		spans[i] = s
 	}

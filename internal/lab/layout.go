@@ -183,10 +183,14 @@ func (s *Server) serveReferrers(w *bodyWriter, r *http.Request, req request) {
 	for _, desc := range index.Manifests {
 		m := callLibrary(s.library, http.MethodGet, "/v2/"+req.repository+"/manifests/"+desc.Digest.String(), "", nil)
 		var artifact struct {
-			ArtifactType string `json:"artifactType"`
+			ArtifactType string            `json:"artifactType"`
+			Annotations  map[string]string `json:"annotations"`
 		}
-		if json.Unmarshal(m.body.Bytes(), &artifact) == nil && artifact.ArtifactType != "" {
-			desc.ArtifactType = artifact.ArtifactType
+		if json.Unmarshal(m.body.Bytes(), &artifact) == nil {
+			desc.Annotations = artifact.Annotations
+			if artifact.ArtifactType != "" {
+				desc.ArtifactType = artifact.ArtifactType
+			}
 		}
 		if wanted == "" || desc.ArtifactType == wanted {
 			kept = append(kept, desc)

@@ -54,6 +54,16 @@ const maxIndexDepth = 4
 // (the zero value is the host's), through an image index or manifest list
 // where there is one.
 func ResolveImage(ctx context.Context, repo Repository, ref oci.Reference, platform v1.Platform) (*oci.Image, error) {
+	b, err := ResolveManifest(ctx, repo, ref, platform)
+	if err != nil {
+		return nil, err
+	}
+	return FetchConfig(ctx, repo, ref, b)
+}
+
+// ResolveManifest is the first half of ResolveImage: it returns the manifest,
+// whose digest is enough to look for what refers to it.
+func ResolveManifest(ctx context.Context, repo Repository, ref oci.Reference, platform v1.Platform) ([]byte, error) {
 	b, desc, err := repo.Manifest(ctx, ref.Identifier())
 	if err != nil {
 		return nil, fmt.Errorf("resolve image %s: %w", ref, err)
@@ -74,7 +84,13 @@ func ResolveImage(ctx context.Context, repo Repository, ref oci.Reference, platf
 			return nil, fmt.Errorf("resolve image %s: %w", ref, err)
 		}
 	}
-	manifest, _, err := oci.ParseManifest(b)
+	return b, nil
+}
+
+// FetchConfig is the second half of ResolveImage: it fetches the config that a
+// manifest names and makes both an image.
+func FetchConfig(ctx context.Context, repo Repository, ref oci.Reference, manifestBytes []byte) (*oci.Image, error) {
+	manifest, _, err := oci.ParseManifest(manifestBytes)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image %s: %w", ref, err)
 	}
@@ -82,7 +98,7 @@ func ResolveImage(ctx context.Context, repo Repository, ref oci.Reference, platf
 	if err != nil {
 		return nil, fmt.Errorf("resolve image %s: config: %w", ref, err)
 	}
-	img, err := oci.ParseImage(b, config)
+	img, err := oci.ParseImage(manifestBytes, config)
 	if err != nil {
 		return nil, fmt.Errorf("resolve image %s: %w", ref, err)
 	}

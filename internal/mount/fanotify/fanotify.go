@@ -62,6 +62,7 @@ type Mounter struct {
 	report  report
 
 	group   *os.File
+	spin    bool
 	groupFD int            // of group; answers are written without going through its locks
 	table   *group.Pending // what was read and not answered, for the next daemon; nil without a keeper
 	ctx     context.Context

@@ -23,6 +23,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(modeEnv) {
 	case "keeper":
 		os.Exit(keeperMain())
+	case "reader":
+		os.Exit(readerMain())
 	case "daemon":
 		os.Exit(daemonMain())
 	}
