@@ -130,6 +130,14 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		l.users++
 		return l, nil
 	}
+	if first == nil && d.fanotify != nil {
+		// A layer may be watched for longer than it was mounted; its file must not
+		// be opened a second time then.
+		var err error
+		if first, err = d.fanotify.First(il.Blob); err != nil {
+			return nil, err
+		}
+	}
 	digests := make([][32]byte, len(il.Spans))
 	for j := range il.Spans {
 		digests[j] = il.Spans[j].Digest
@@ -137,6 +145,9 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	stored, err := d.store.Acquire(ctx, layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
 		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}, first)
 	if err != nil {
+		if first != nil {
+			first.Close()
+		}
 		return nil, err
 	}
 	l := &layer{blob: il.Blob, store: stored, users: 1}

@@ -218,6 +218,9 @@ func (m *mounted) path(name string) string { return filepath.Join(m.dir, name) }
 
 // waitLayers waits until all layers are complete.
 func (d *Daemon) waitLayers(ctx context.Context, t *task, layers []*layer) error {
+	for _, l := range layers {
+		l.hydrate.Hurry()
+	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for _, l := range layers {

@@ -3,96 +3,166 @@ package hydrate
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
-	"github.com/thaw-project/thaw/internal/inflate"
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/registry"
 )
+
+const (
+	// runBytes is the compressed size of a transfer: large enough that a round
+	// trip of 20 ms does not dominate at 60 MB/s a connection, small enough that
+	// a reader never waits long behind one.
+	runBytes = 2 << 20
+	// giveUpFailures is how often the background fails in a row before those
+	// who wait for the whole layer are told.
+	giveUpFailures = 2
+	// advanceBytes is how much of a layer is hashed ahead of its end after each
+	// background transfer: more than the transfer brought.
+	advanceBytes = 16 << 20
+	// quiet is how long no reader may have waited before work is done that nobody
+	// needs soon: hashing what is here.
+	quiet = time.Second
+	// yieldPause bounds one pause of the background, so that it cannot starve
+	// behind readers who always wait.
+	yieldPause = 20 * time.Millisecond
+	// maxBackgroundStreams bounds the layers that are streamed with nobody waiting.
+	maxBackgroundStreams = 2
+)
+
+// backlog is what the background has to do for a layer. Guarded by s.mu.
+type backlog struct {
+	cursor   int          // spans before it are here, in flight or bad
+	bad      map[int]bool // arrived wrong twice; tried again when the rest is here
+	badAt    time.Time    // not before
+	retryAt  time.Time    // nothing of the layer before
+	failures int          // in a row
+	lastErr  error
+}
+
+// delay is how long to wait after the failures so far.
+func (b *backlog) delay() time.Duration { return time.Second << min(max(b.failures-1, 0), 5) }
 
 // background is one worker: it takes the next run of any layer and fetches it,
 // until the scheduler is closed.
 func (s *Scheduler) background() {
 	for {
-		l, first, end := s.take()
+		l, r := s.take()
 		if l == nil {
 			return
 		}
-		size := l.c.Spans[end-1].OffsetCompressed + l.c.Spans[end-1].BytesCompressed - l.c.Spans[first].OffsetCompressed
-		err := l.limit.WaitN(l.ctx, int(min(size, runBytes)))
-		if err == nil {
-			err = s.limit.WaitN(l.ctx, int(min(size, runBytes)))
-		}
-		if err == nil {
-			err = l.transfer(first, end, false)
-		}
+		err := l.transfer(r)
 		l.backOff(err)
-		l.settle(first, end, err)
+		l.settle(r, err)
+		if final(err) {
+			l.conclude(err)
+		}
+		if err == nil && (l.hurry.Load() || s.quietFor() >= quiet) {
+			if _, err := l.c.Store.Advance(l.ctx, advanceBytes); err != nil && l.ctx.Err() == nil {
+				s.opts.Log.Warn("hash layer ahead", "layer", l.c.Store.Meta().Blob, "err", err)
+			}
+		}
 		l.wg.Done()
 	}
 }
 
+// quietFor is how long no reader has waited.
+func (s *Scheduler) quietFor() time.Duration {
+	if s.waiting.Load() > 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, s.lastWait.Load()))
+}
+
 // take waits for the next run of the background and claims it. The layer is
 // nil when the scheduler is closed.
-func (s *Scheduler) take() (*Layer, int, int) {
+func (s *Scheduler) take() (*Layer, *run) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
 		if s.closed {
-			return nil, 0, 0
+			return nil, nil
 		}
 		var soonest time.Time
 		for n := range s.layers {
-			l := s.layers[(s.next+n)%len(s.layers)]
-			if l.closed || l.c.RateBytes < 0 {
-				continue
-			}
-			if wait := time.Until(l.retryAt); wait > 0 {
-				if soonest.IsZero() || l.retryAt.Before(soonest) {
-					soonest = l.retryAt
-				}
-				continue
-			}
-			if first, end := l.nextRun(); first < end {
-				s.next = (s.next + n) % len(s.layers)
+			at := (s.next + n) % len(s.layers)
+			l := s.layers[at]
+			r, again := l.nextRun()
+			if r != nil {
+				s.next = at + 1 // the next layer's turn
 				l.wg.Add(1)
-				return l, first, end
+				return l, r
+			}
+			if !again.IsZero() && (soonest.IsZero() || again.Before(soonest)) {
+				soonest = again
 			}
 		}
-		if !soonest.IsZero() {
-			t := time.AfterFunc(time.Until(soonest), func() { s.mu.Lock(); s.wake.Broadcast(); s.mu.Unlock() })
+		if soonest.IsZero() {
 			s.wake.Wait()
-			t.Stop()
 			continue
 		}
+		t := time.AfterFunc(time.Until(soonest), func() { s.mu.Lock(); s.wake.Broadcast(); s.mu.Unlock() })
 		s.wake.Wait()
+		t.Stop()
 	}
 }
 
-// nextRun claims the next spans that are neither here nor in flight, up to
-// runBytes compressed. Called with s.mu held.
-func (l *Layer) nextRun() (int, int) {
-	if l.stream {
-		if !l.streaming && l.cursor < len(l.c.Spans) {
+// nextRun claims the next spans that the background should fetch, or says when
+// to ask again (zero: when something changes). Called with s.mu held.
+func (l *Layer) nextRun() (*run, time.Time) {
+	now := time.Now()
+	l.tryFinish()
+	switch {
+	case l.closed || l.concluded:
+		return nil, time.Time{}
+	case now.Before(l.finishAt):
+		return nil, l.finishAt
+	case l.finishing || l.c.RateBytes < 0:
+		return nil, time.Time{}
+	case now.Before(l.retryAt):
+		return nil, l.retryAt
+	case l.streams():
+		if l.front < len(l.c.Spans) && l.s.streams < maxBackgroundStreams {
 			l.startStream()
 		}
-		return 0, 0
+		return nil, time.Time{}
 	}
-	for l.cursor < len(l.c.Spans) && (l.c.Store.Have(l.cursor) || l.flights[l.cursor] != nil) {
-		l.cursor++
+	if r := l.claimNext(); r != nil {
+		return r, time.Time{}
 	}
-	first, end, size := l.cursor, l.cursor, int64(0)
-	for end < len(l.c.Spans) && !l.c.Store.Have(end) && l.flights[end] == nil {
-		size += l.c.Spans[end].BytesCompressed
-		if end > first && size > runBytes {
-			break
-		}
-		l.flights[end] = &flight{done: make(chan struct{})}
-		end++
+	if len(l.bad) == 0 {
+		return nil, time.Time{}
 	}
-	l.cursor = end
-	return first, end
+	if now.Before(l.badAt) {
+		return nil, l.badAt
+	}
+	l.cursor = slices.Min(slices.Collect(maps.Keys(l.bad)))
+	clear(l.bad)
+	return l.claimNext(), time.Time{}
 }
 
-// backOff delays the layer's background after a failure, longer each time.
+// claimNext claims the run at the cursor: up to runBytes compressed.
+func (l *Layer) claimNext() *run {
+	free := func(i int) bool { return !l.c.Store.Have(i) && l.flights[i] == nil && !l.bad[i] }
+	for l.cursor < len(l.c.Spans) && !free(l.cursor) {
+		l.cursor++
+	}
+	if l.cursor == len(l.c.Spans) {
+		return nil
+	}
+	r := &run{first: l.cursor, end: l.cursor + 1}
+	for r.end < len(l.c.Spans) && free(r.end) && l.runSize(r.first, r.end+1) <= l.s.runBytes {
+		r.end++
+	}
+	l.claimRun(r)
+	l.cursor = r.end
+	return r
+}
+
+// backOff delays the layer's background after a failure, longer each time. A
+// span that is wrong delays only itself.
 func (l *Layer) backOff(err error) {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
@@ -100,17 +170,44 @@ func (l *Layer) backOff(err error) {
 		l.failures, l.lastErr = 0, nil
 		return
 	}
-	if l.ctx.Err() != nil {
+	if l.ctx.Err() != nil || errors.Is(err, registry.ErrNoRanges) {
 		return
 	}
-	l.failures, l.lastErr = min(l.failures+1, 6), err
-	l.retryAt = time.Now().Add(time.Second << (l.failures - 1))
-	l.s.opts.Log.Warn("background hydration paused", "layer", l.c.Store.Meta().Blob, "err", err, "retry_in", time.Until(l.retryAt).Round(time.Second).String())
+	l.failures, l.lastErr = l.failures+1, err
+	at := time.Now().Add(l.backlog.delay())
+	var wrong *index.SpanError
+	if errors.As(err, &wrong) {
+		l.badAt = at
+	} else {
+		l.retryAt = at
+	}
+	l.s.opts.Log.Warn("background hydration paused", "layer", l.c.Store.Meta().Blob, "err", err, "retry_in", l.backlog.delay().String())
 }
 
-// yieldPause bounds one pause of the background, so that it cannot starve
-// behind readers who always wait.
-const yieldPause = 20 * time.Millisecond
+// Err returns why the background made no progress of late, or nil.
+func (l *Layer) Err() error {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if l.failures < giveUpFailures {
+		return nil
+	}
+	return l.lastErr
+}
+
+// pace makes the background keep its rates: n compressed bytes come next.
+func (l *Layer) pace(ctx context.Context, n int64) error {
+	for n > 0 {
+		part := int(min(n, l.s.runBytes))
+		if err := l.limit.WaitN(ctx, part); err != nil {
+			return err
+		}
+		if err := l.s.limit.WaitN(ctx, part); err != nil {
+			return err
+		}
+		n -= int64(part)
+	}
+	return nil
+}
 
 // yield pauses a background transfer for a moment while a reader waits: its
 // connection fills up and the network is the reader's.
@@ -124,47 +221,4 @@ func (s *Scheduler) yield(ctx context.Context) {
 	case <-t.C:
 	case <-ctx.Done():
 	}
-}
-
-// startStream hydrates the whole layer in order. Called with s.mu held; the
-// flights of waiting readers are ended as their spans pass by.
-func (l *Layer) startStream() {
-	if l.streaming || l.closed || l.s.closed {
-		return
-	}
-	l.streaming = true
-	l.s.wg.Add(1)
-	l.wg.Go(func() {
-		defer l.s.wg.Done()
-		err := l.streamAll()
-		l.backOff(err)
-		l.s.mu.Lock()
-		l.streaming = false
-		l.s.mu.Unlock()
-		l.settle(0, len(l.c.Spans), err)
-		l.s.mu.Lock()
-		l.s.wake.Broadcast()
-		l.s.mu.Unlock()
-	})
-}
-
-func (l *Layer) streamAll() error {
-	body := l.c.Stream(l.ctx)
-	defer body.Close()
-	i := 0
-	result, err := inflate.Scan(l.ctx, body, inflate.ScanOptions{Format: l.c.Format, MaxBytes: l.c.Store.Meta().TarBytes}, func(s *inflate.Span) error {
-		if i >= len(l.c.Spans) {
-			return errors.New("layer unpacks to more than its index says")
-		}
-		if !l.c.Store.Have(i) {
-			if err := l.c.Store.Put(i, s.Data); err != nil {
-				return err
-			}
-		}
-		l.arrived(i)
-		i++
-		return nil
-	})
-	l.stats.fetched(result.BytesCompressed)
-	return err
 }

@@ -2,9 +2,9 @@ package hydrate
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -12,26 +12,9 @@ import (
 	"github.com/thaw-project/thaw/internal/index"
 )
 
-const (
-	// runBytes is the compressed size of a background transfer: large enough
-	// that a round trip of 20 ms does not dominate at 60 MB/s a connection,
-	// small enough that a reader never waits long behind one.
-	runBytes = 2 << 20
-	// aheadMax bounds how many spans a sequential reader is given at once.
-	aheadMax = 16
-	// streamSkip is the output that may be discarded to reach a span; beyond,
-	// the layer is hydrated as a stream.
-	streamSkip = 16 << 20
-	// giveUpFailures is how often the background fails in a row before those
-	// who wait for the whole layer are told.
-	giveUpFailures = 2
-)
-
-// flight is a span that is being fetched. err is set before done is closed.
-type flight struct {
-	done chan struct{}
-	err  error
-}
+// maxSkipBytes is the output that may be discarded, and the compressed bytes
+// that may be read, to get one span; beyond, the layer is hydrated as a stream.
+const maxSkipBytes = 8 << 20
 
 // Layer is a layer that is being hydrated.
 type Layer struct {
@@ -42,41 +25,63 @@ type Layer struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
-	stream  bool // cannot be entered in its middle; guarded by s.mu
+	waiting atomic.Int64 // readers in Fetch
+	hurry   atomic.Bool  // somebody waits for the whole layer
 
 	// Guarded by s.mu.
+	stream    bool // cannot be entered in its middle
 	flights   map[int]*flight
-	cursor    int // background: spans before it are here or in flight
+	tails     tails
 	streaming bool
 	finishing bool
+	concluded bool
 	closed    bool
-	lastMiss  int // last span of the last foreground run
-	ahead     int // spans of the next sequential foreground run
-	failures  int // of the background in a row
-	lastErr   error
-	retryAt   time.Time
+	front     int // spans before it are here
+	backlog
+	finishAt time.Time // not before, after a failure
 
 	finished chan struct{} // closed once Finished was called
 	stats    stats
 }
 
 func newLayer(s *Scheduler, c Config) *Layer {
-	l := &Layer{s: s, c: c, flights: map[int]*flight{}, lastMiss: -2, limit: limiter(c.RateBytes), finished: make(chan struct{})}
+	l := &Layer{s: s, c: c, flights: map[int]*flight{}, limit: s.limiter(c.RateBytes), finished: make(chan struct{})}
+	l.bad = map[int]bool{}
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
-	l.windows.blob, l.windows.size, l.windows.ctx = c.Windows, c.BytesWindows, l.ctx
+	l.windows.blob, l.windows.size, l.windows.ctx, l.windows.wg = c.Windows, c.BytesWindows, l.ctx, &s.wg
+	largest := min(maxSkipBytes, s.opts.MemoryBytes/backgroundShare)
 	for _, span := range c.Spans {
-		if span.Skip > streamSkip {
+		if span.Skip > maxSkipBytes || span.BytesCompressed > largest {
 			l.stream = true
 		}
 	}
 	return l
 }
 
+// streams reports whether the layer is hydrated as a stream. Called with s.mu
+// held.
+func (l *Layer) streams() bool {
+	if !l.stream && l.c.NoRanges != nil && l.c.NoRanges() {
+		l.stream = true
+	}
+	return l.stream && l.c.Stream != nil
+}
+
 // Done is closed when the layer is finished: proven, or refused.
 func (l *Layer) Done() <-chan struct{} { return l.finished }
 
+// Hurry says that somebody waits for the whole layer: from now on its
+// background may use all CPUs, and it is proven as soon as it is here.
+func (l *Layer) Hurry() {
+	l.hurry.Store(true)
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	l.finishAt = time.Time{}
+	l.s.wake.Broadcast()
+}
+
 // Close stops the layer's transfers and waits for them. Waiting readers get
-// ErrClosed.
+// ErrClosed. It must not be called from Config.Finished.
 func (l *Layer) Close() {
 	l.s.mu.Lock()
 	l.closed = true
@@ -84,14 +89,17 @@ func (l *Layer) Close() {
 	l.cancel()
 	l.s.remove(l)
 	l.wg.Wait()
-	l.windows.wg.Wait()
+	l.windows.own.Wait()
 }
 
 // spanRange returns the spans that cover [off, off+n), clipped to the layer.
 func (l *Layer) spanRange(off, n int64) (int, int) {
-	first, end := off/index.SpanBytes, (off+n+index.SpanBytes-1)/index.SpanBytes
-	count := int64(len(l.c.Spans))
-	return int(min(max(first, 0), count)), int(min(max(end, 0), count))
+	tar := l.c.Store.Meta().TarBytes
+	if off < 0 || n <= 0 || off >= tar {
+		return 0, 0
+	}
+	end := off + min(n, tar-off)
+	return int(off / index.SpanBytes), int(min((end+index.SpanBytes-1)/index.SpanBytes, int64(len(l.c.Spans))))
 }
 
 // Have reports whether [off, off+n) of the layer is here. It never blocks.
@@ -106,20 +114,20 @@ func (l *Layer) Have(off, n int64) bool {
 }
 
 // Fetch makes [off, off+n) of the uncompressed layer be here, ahead of all
-// that nobody waits for. It returns when the last byte is, or with the first
-// error; parts that arrived stay.
+// that nobody waits for; what lies outside the layer does not count. It returns
+// when the last byte is, or with the first error; parts that arrived stay. An
+// error is of this try only: a later Fetch tries anew.
 func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 	if l.Have(off, n) {
 		return nil
 	}
 	start := time.Now()
 	l.s.waiting.Add(1)
+	l.waiting.Add(1)
 	defer func() {
-		if l.s.waiting.Add(-1) == 0 {
-			l.s.mu.Lock()
-			l.s.wake.Broadcast()
-			l.s.mu.Unlock()
-		}
+		l.waiting.Add(-1)
+		l.s.lastWait.Store(time.Now().UnixNano())
+		l.s.waiting.Add(-1)
 		l.stats.wait(start, time.Since(start))
 	}()
 	first, end := l.spanRange(off, n)
@@ -141,158 +149,65 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 func (l *Layer) claim(first, end int) []*flight {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	var flights []*flight
-	run := -1 // first span of the run that is to be started
-	flush := func(i int) {
-		if run >= 0 {
-			l.start(run, i)
-		}
-		run = -1
-	}
+	var runs []*run
 	for i := first; i < end; i++ {
-		if l.c.Store.Have(i) {
-			flush(i)
+		if l.c.Store.Have(i) || l.flights[i] != nil {
 			continue
 		}
-		f := l.flights[i]
-		if f != nil {
-			flush(i)
-		} else {
-			f = &flight{done: make(chan struct{})}
-			l.flights[i] = f
-			if run < 0 {
-				run = i
+		runs = l.extend(runs, i)
+	}
+	if len(runs) > 0 {
+		wanted := runs[0].first
+		next := runs[len(runs)-1].end
+		for range l.tails.ahead(wanted, next) {
+			if next >= len(l.c.Spans) || l.flights[next] != nil || l.c.Store.Have(next) {
+				break
 			}
+			runs = l.extend(runs, next)
+			next++
 		}
-		flights = append(flights, f)
+		l.tails.set(wanted, next)
 	}
-	if run >= 0 {
-		end = l.readAhead(run, end)
+	var flights []*flight
+	for _, r := range runs {
+		l.claimRun(r)
 	}
-	flush(end)
+	for i := first; i < end; i++ {
+		if f := l.flights[i]; f != nil {
+			flights = append(flights, f)
+		}
+	}
+	for _, r := range runs {
+		l.start(r)
+	}
 	return flights
 }
 
-// readAhead extends a foreground run that goes on where the last one ended,
-// twice as far each time. Called with s.mu held.
-func (l *Layer) readAhead(run, end int) int {
-	if run == l.lastMiss+1 {
-		l.ahead = min(max(2*l.ahead, 1), aheadMax)
-	} else {
-		l.ahead = 0
-	}
-	for range l.ahead {
-		if end >= len(l.c.Spans) || l.flights[end] != nil || l.c.Store.Have(end) {
-			break
+// extend adds span i to the last run, or to a new one where it does not follow
+// or the last is full: runs are fetched side by side.
+func (l *Layer) extend(runs []*run, i int) []*run {
+	if n := len(runs); n > 0 {
+		if r := runs[n-1]; r.end == i && l.runSize(r.first, i+1) <= l.s.runBytes {
+			r.end++
+			return runs
 		}
-		l.flights[end] = &flight{done: make(chan struct{})}
-		end++
 	}
-	l.lastMiss = end - 1
-	return end
+	return append(runs, &run{first: i, end: i + 1, urgent: true})
 }
 
-// start fetches the claimed run [first, end) for a reader. Called with s.mu
-// held.
-func (l *Layer) start(first, end int) {
-	if l.closed || l.s.closed {
-		l.land(first, end, ErrClosed)
-		return
-	}
-	if l.stream {
-		l.startStream()
-		return
-	}
-	l.s.wg.Add(1)
-	l.wg.Go(func() {
-		defer l.s.wg.Done()
-		err := l.s.readers.Acquire(l.ctx, 1)
-		if err == nil {
-			err = l.transfer(first, end, true)
-			l.s.readers.Release(1)
-		}
-		l.settle(first, end, err)
-	})
+// runSize is the number of compressed bytes that decode [first, end).
+func (l *Layer) runSize(first, end int) int64 {
+	start, stop := l.compressed(first, end)
+	return stop - start
 }
 
-// settle ends the flights of a run: those whose span is here well, the others
-// with err.
-func (l *Layer) settle(first, end int, err error) {
-	if err == nil {
-		err = errors.New("span did not arrive")
-	} else if l.ctx.Err() != nil {
-		err = ErrClosed
+// compressed returns the range of the blob that decodes [first, end).
+func (l *Layer) compressed(first, end int) (start, stop int64) {
+	start = l.c.Spans[first].OffsetCompressed
+	for _, s := range l.c.Spans[first:end] {
+		start, stop = min(start, s.OffsetCompressed), max(stop, s.OffsetCompressed+s.BytesCompressed)
 	}
-	l.s.mu.Lock()
-	l.land(first, end, err)
-	l.s.mu.Unlock()
-	l.checkFinished()
-}
-
-// land ends the flights of [first, end) that are still in the air. Called with
-// s.mu held.
-func (l *Layer) land(first, end int, err error) {
-	for i := first; i < end; i++ {
-		f := l.flights[i]
-		if f == nil {
-			continue
-		}
-		if !l.c.Store.Have(i) {
-			f.err = err
-			l.cursor = min(l.cursor, i)
-		}
-		delete(l.flights, i)
-		close(f.done)
-	}
-}
-
-// arrived ends the flight of a span that is here now.
-func (l *Layer) arrived(i int) {
-	l.s.mu.Lock()
-	l.land(i, i+1, nil)
-	l.s.mu.Unlock()
-}
-
-// checkFinished proves the layer once all its spans are here.
-func (l *Layer) checkFinished() {
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	if l.finishing || l.closed || l.s.closed || len(l.flights) > 0 {
-		return
-	}
-	for i := l.cursor; i < len(l.c.Spans); i++ {
-		if !l.c.Store.Have(i) {
-			return
-		}
-		l.cursor = i + 1
-	}
-	l.finishing = true
-	l.s.wg.Add(1)
-	l.wg.Go(func() {
-		defer l.s.wg.Done()
-		var err error
-		if !l.c.Store.Complete() {
-			err = l.c.Store.Finish(l.ctx)
-		}
-		if l.ctx.Err() != nil {
-			return // shut down: a later scheduler proves it
-		}
-		l.s.remove(l)
-		if l.c.Finished != nil {
-			l.c.Finished(err)
-		}
-		close(l.finished)
-	})
-}
-
-// Err returns why the background made no progress of late, or nil.
-func (l *Layer) Err() error {
-	l.s.mu.Lock()
-	defer l.s.mu.Unlock()
-	if l.failures < giveUpFailures {
-		return nil
-	}
-	return l.lastErr
+	return start, stop
 }
 
 // FetchedBytes is how many compressed bytes of the layer were fetched.

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
@@ -25,12 +26,15 @@ type Blob interface {
 
 // Options of a Scheduler. The zero value is usable.
 type Options struct {
-	// MemoryBytes bounds the buffers of all transfers; default 48 MiB.
+	// MemoryBytes bounds the compressed bytes in the buffers of all transfers, a
+	// third of them the background's; default 48 MiB. What streams and decoders
+	// hold is not counted.
 	MemoryBytes int64
 	// Readers and Background bound the concurrent transfers for waiting
 	// readers and for the rest; default 24 and 8.
 	Readers, Background int
-	// Decoders bounds the spans decoded at once; default the number of CPUs.
+	// Decoders bounds the spans decoded at once; default the number of CPUs. For
+	// the background it is half of that, so that what is started gets the rest.
 	Decoders int
 	// RateBytes limits the background of all layers together, in bytes a second
 	// of the compressed layers; 0 is no limit.
@@ -40,38 +44,51 @@ type Options struct {
 
 // Scheduler fetches spans for any number of layers. Close it to stop.
 type Scheduler struct {
-	opts    Options
-	memory  *semaphore.Weighted
-	readers *semaphore.Weighted
-	decode  *semaphore.Weighted
-	limit   *rate.Limiter
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
+	opts     Options
+	runBytes int64 // compressed size of a transfer
+	readers  *semaphore.Weighted
+	limit    *rate.Limiter
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
 
-	waiting atomic.Int64 // readers in Fetch
+	// Readers do not share memory with the background, lest they wait behind it.
+	memory, memoryBackground *semaphore.Weighted
+	decode                   *semaphore.Weighted
+	spare                    *semaphore.Weighted // before decode, for the background
 
-	// mu guards layers, next and every Layer's flights. It is a leaf: nothing
-	// is called with it held.
-	mu     sync.Mutex
-	layers []*Layer
-	next   int        // layer whose turn it is in the background
-	wake   *sync.Cond // background workers: there may be work
-	closed bool
+	waiting  atomic.Int64 // readers in Fetch
+	lastWait atomic.Int64 // when the last one left it, in Unix ns
+
+	// mu guards the rest and every Layer's flights. It is a leaf: nothing that
+	// blocks is called with it held.
+	mu      sync.Mutex
+	layers  []*Layer
+	next    int        // layer whose turn it is in the background
+	streams int        // layers that are streamed
+	wake    *sync.Cond // background workers: there may be work
+	closed  bool
 }
 
 // ErrClosed is returned for what a closed scheduler or layer can no longer do.
 var ErrClosed = errors.New("hydration is shut down")
 
+// backgroundShare is the part of the memory that is the background's: a third.
+const backgroundShare = 3
+
 // New starts a scheduler.
 func New(opts Options) *Scheduler {
 	opts = opts.withDefaults()
+	background := opts.MemoryBytes / backgroundShare
 	s := &Scheduler{opts: opts,
-		memory:  semaphore.NewWeighted(opts.MemoryBytes),
-		readers: semaphore.NewWeighted(int64(opts.Readers)),
-		decode:  semaphore.NewWeighted(int64(opts.Decoders)),
-		limit:   limiter(opts.RateBytes),
+		runBytes:         min(runBytes, background),
+		memory:           semaphore.NewWeighted(opts.MemoryBytes - background),
+		memoryBackground: semaphore.NewWeighted(background),
+		readers:          semaphore.NewWeighted(int64(opts.Readers)),
+		decode:           semaphore.NewWeighted(int64(opts.Decoders)),
+		spare:            semaphore.NewWeighted(int64(opts.Decoders+1) / 2),
 	}
+	s.limit = s.limiter(opts.RateBytes)
 	s.wake = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	for range opts.Background {
@@ -99,13 +116,17 @@ type Config struct {
 	Windows      Blob // the windows section of the layer's index
 	BytesWindows int64
 	// Stream reads the whole compressed layer in order, for layers that cannot
-	// be entered in their middle.
+	// be entered in their middle and registries without ranges.
 	Stream func(ctx context.Context) io.ReadCloser
+	// NoRanges reports whether Data is known to be unable to read ranges, so that
+	// the layer is to be streamed. It must not block; may be nil.
+	NoRanges func() bool
 	// RateBytes limits the layer's background in compressed bytes a second; 0 is
-	// no limit, negative none at all.
+	// no limit, with a negative one there is no background.
 	RateBytes int64
-	// Finished is called once, from a goroutine of the scheduler, when all
-	// spans are here and the layer store has proven or refused the layer.
+	// Finished is called once, from a goroutine of the scheduler, when the layer
+	// store has proven the layer, or has refused it for good. It must not close
+	// the layer or the scheduler.
 	Finished func(err error)
 }
 
@@ -154,9 +175,16 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-func limiter(rateBytes int64) *rate.Limiter {
+func (s *Scheduler) limiter(rateBytes int64) *rate.Limiter {
 	if rateBytes <= 0 {
 		return rate.NewLimiter(rate.Inf, 0)
 	}
-	return rate.NewLimiter(rate.Limit(rateBytes), runBytes)
+	return rate.NewLimiter(rate.Limit(rateBytes), int(s.runBytes))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

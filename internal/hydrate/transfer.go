@@ -11,148 +11,206 @@ import (
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/inflate"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/registry"
 )
 
-var decoders = sync.Pool{New: func() any { return new(inflate.Decoder) }}
+var (
+	decoders    = sync.Pool{New: func() any { return new(inflate.Decoder) }}
+	spanBuffers = sync.Pool{New: func() any { b := make([]byte, index.SpanBytes); return &b }}
+)
 
-var spanBuffers = sync.Pool{New: func() any { b := make([]byte, index.SpanBytes); return &b }}
+// readChunk is how much of a body is read at a time.
+const readChunk = 128 << 10
 
-// transfer fetches the spans [first, end) in one ranged request, decodes each
-// as soon as its bytes are here and gives it to the layer store.
-func (l *Layer) transfer(first, end int, urgent bool) error {
-	err := l.transferOnce(first, end, urgent)
-	var wrong *index.SpanError
-	if errors.As(err, &wrong) {
-		// Bytes may be damaged on the way; ask once more before saying so.
-		l.s.opts.Log.Warn("span arrived damaged, fetching it again", "layer", l.c.Store.Meta().Blob, "span", wrong.Span, "err", wrong.Err)
-		err = l.transferOnce(wrong.Span, end, urgent)
+// transfer brings a run: what is on disk and not believed is verified, the rest
+// fetched.
+func (l *Layer) transfer(r *run) error {
+	store := l.c.Store
+	for first := r.first; first < r.end; {
+		if l.ctx.Err() != nil {
+			return l.ctx.Err()
+		}
+		if ok, err := store.Recheck(first); ok {
+			l.arrived(first)
+			first++
+			continue
+		} else if err != nil && final(err) {
+			return err
+		}
+		end := first + 1
+		for end < r.end && !store.Have(end) && !store.Suspect(end) {
+			end++
+		}
+		if err := l.fetch(r, first, end); err != nil {
+			return err
+		}
+		first = end
+	}
+	return nil
+}
+
+// fetch fetches spans, and those that arrive damaged once more, past mirrors
+// and with windows of their own.
+func (l *Layer) fetch(r *run, first, end int) error {
+	damaged, err := l.fetchOnce(l.ctx, r.urgent, first, end)
+	if err != nil {
+		return err
+	}
+	for _, wrong := range damaged {
+		l.s.opts.Log.Warn("span arrived damaged, fetching it again", "layer", wrong.Layer, "span", wrong.Span, "err", wrong.Err)
+		l.windows.distrust(l.c.Spans[wrong.Span])
+		again, ferr := l.fetchOnce(registry.FromOrigin(l.ctx), r.urgent, wrong.Span, wrong.Span+1)
+		if ferr == nil && len(again) > 0 {
+			l.refused(r, again[0])
+			ferr = again[0]
+		}
+		if ferr != nil {
+			err = ferr
+		}
 	}
 	return err
 }
 
-func (l *Layer) transferOnce(first, end int, urgent bool) error {
-	first = l.skipLocal(first, end)
-	if first == end {
-		return nil
-	}
-	start, stop := l.c.Spans[first].OffsetCompressed, int64(0)
-	for i := first; i < end; i++ {
-		start = min(start, l.c.Spans[i].OffsetCompressed)
-		stop = max(stop, l.c.Spans[i].OffsetCompressed+l.c.Spans[i].BytesCompressed)
-	}
+// fetchOnce fetches the spans [first, end) in one ranged request, decodes each
+// as soon as its bytes are here and gives it to the layer store. Spans whose
+// bytes are wrong are returned.
+func (l *Layer) fetchOnce(ctx context.Context, urgent bool, first, end int) ([]*index.SpanError, error) {
+	start, stop := l.compressed(first, end)
 	size := stop - start
-	if size > l.s.opts.MemoryBytes/2 {
-		return l.transferSplit(first, end, size, urgent)
-	}
-	if err := l.s.memory.Acquire(l.ctx, size); err != nil {
-		return err
-	}
-	defer l.s.memory.Release(size)
-	g, ctx := errgroup.WithContext(l.ctx)
-	var records [][]byte
-	haveWindows := make(chan struct{})
-	g.Go(func() (err error) {
-		defer close(haveWindows)
-		records, err = l.windows.read(ctx, l.c.Spans[first:end])
-		return err
-	})
-	g.Go(func() error {
-		return l.receive(ctx, first, end, start, size, urgent, func(i int, src []byte) error {
-			<-haveWindows
-			if records == nil {
-				return nil // the window's error is the one to report
-			}
-			return l.span(ctx, i, src, records[i-first])
-		})
-	})
-	return g.Wait()
-}
-
-// transferSplit halves a run that is too large for the buffers; one span alone
-// must fit.
-func (l *Layer) transferSplit(first, end int, size int64, urgent bool) error {
-	if end-first < 2 {
-		return fmt.Errorf("layer %s span %d: needs %d compressed bytes, the buffers hold %d",
-			l.c.Store.Meta().Blob, first, size, l.s.opts.MemoryBytes/2)
-	}
-	mid := (first + end) / 2
-	if err := l.transferOnce(first, mid, urgent); err != nil {
-		return err
-	}
-	return l.transferOnce(mid, end, urgent)
-}
-
-// skipLocal returns the first span of the run that has to be fetched: spans on
-// disk that were not believed are verified and believed.
-func (l *Layer) skipLocal(first, end int) int {
-	for first < end {
-		if ok, _ := l.c.Store.Recheck(first); !ok {
-			return first
+	memory := l.s.memory
+	if !urgent {
+		memory = l.s.memoryBackground
+		if err := l.pace(ctx, size); err != nil {
+			return nil, err
 		}
-		l.arrived(first)
-		first++
 	}
-	return first
+	if err := memory.Acquire(ctx, size); err != nil {
+		return nil, err
+	}
+	defer memory.Release(size)
+	t := &receiver{l: l, urgent: urgent, first: first, end: end, start: start, buf: make([]byte, size), haveWindows: make(chan struct{})}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		defer close(t.haveWindows)
+		t.windows, err = l.windows.read(ctx, l.c.Spans[first:end])
+		return err
+	})
+	g.Go(func() error { return t.receive(ctx) })
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return t.damaged, t.err
 }
 
-// receive reads size bytes of the blob from start and calls decode for each
-// span of [first, end) once all of its bytes are here. Decoding goes on beside
-// reading.
-func (l *Layer) receive(ctx context.Context, first, end int, start, size int64, urgent bool, decode func(i int, src []byte) error) error {
-	body, err := l.c.Data.ReadRange(ctx, start, size)
+// receiver takes in one ranged request.
+type receiver struct {
+	l           *Layer
+	urgent      bool
+	first, end  int
+	start       int64 // offset of buf in the blob
+	buf         []byte
+	haveWindows chan struct{} // closed when windows is set, or its error is on its way
+	windows     [][]byte
+
+	mu      sync.Mutex // guards damaged and err
+	damaged []*index.SpanError
+	err     error // of the disk
+}
+
+// receive reads the body and decodes each span beside reading, once all of its
+// bytes are here.
+func (t *receiver) receive(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	blob := t.l.c.Store.Meta().Blob
+	body, err := t.l.c.Data.ReadRange(ctx, t.start, int64(len(t.buf)))
 	if err != nil {
-		return fmt.Errorf("fetch layer %s spans %d-%d: %w", l.c.Store.Meta().Blob, first, end-1, err)
+		return fmt.Errorf("fetch layer %s spans %d-%d: %w", blob, t.first, t.end-1, err)
 	}
 	defer body.Close()
-	buf := make([]byte, size)
 	have := int64(0)
-	g, ctx := errgroup.WithContext(ctx)
-	for i := first; i < end; i++ {
-		span := l.c.Spans[i]
-		from, need := span.OffsetCompressed-start, span.OffsetCompressed+span.BytesCompressed-start
+	for i := t.first; i < t.end; i++ {
+		span := t.l.c.Spans[i]
+		from := span.OffsetCompressed - t.start
+		need := from + span.BytesCompressed
 		for have < need {
-			if !urgent {
-				l.s.yield(ctx)
+			if !t.urgent {
+				t.l.s.yield(ctx)
 			}
-			n, err := io.ReadFull(body, buf[have:min(need, have+128<<10)])
+			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
 			have += int64(n)
+			t.l.stats.fetched(int64(n))
 			if err != nil {
-				g.Wait()
-				return fmt.Errorf("fetch layer %s span %d: %w", l.c.Store.Meta().Blob, i, err)
+				return fmt.Errorf("fetch layer %s span %d: %w", blob, i, err)
 			}
 		}
-		g.Go(func() error { return decode(i, buf[from:need]) })
+		wg.Go(func() { t.span(ctx, i, t.buf[from:need]) })
 	}
-	l.stats.fetched(size)
-	return g.Wait()
+	return nil
 }
 
-// span decodes one span and stores it.
-func (l *Layer) span(ctx context.Context, i int, src, window []byte) error {
+// span decodes and stores one span. Spans do not fail each other.
+func (t *receiver) span(ctx context.Context, i int, src []byte) {
+	<-t.haveWindows
+	if t.windows == nil {
+		return // the windows' error is the one to report
+	}
+	err := t.l.decodeSpan(ctx, t.urgent, i, src, t.windows[i-t.first])
+	if err == nil {
+		t.l.arrived(i)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var wrong *index.SpanError
+	if errors.As(err, &wrong) {
+		t.damaged = append(t.damaged, wrong)
+	} else {
+		t.err = err
+	}
+}
+
+// decodeSpan decodes one span and stores it.
+func (l *Layer) decodeSpan(ctx context.Context, urgent bool, i int, src, window []byte) error {
 	if l.c.Store.Have(i) {
-		l.arrived(i)
 		return nil
+	}
+	if !urgent && !l.hurry.Load() {
+		// Turns are given in order: what the background has to decode queues up
+		// here, not before a reader's span.
+		if err := l.s.spare.Acquire(ctx, 1); err != nil {
+			return err
+		}
+		defer l.s.spare.Release(1)
 	}
 	if err := l.s.decode.Acquire(ctx, 1); err != nil {
 		return err
 	}
 	defer l.s.decode.Release(1)
-	blob := string(l.c.Store.Meta().Blob)
+	meta := l.c.Store.Meta()
 	point, err := l.c.Spans[i].Point(i, window)
 	if err != nil {
-		return &index.SpanError{Layer: blob, Span: i, Err: err}
+		return &index.SpanError{Layer: meta.Blob.String(), Span: i, Err: err}
 	}
-	buf := *spanBuffers.Get().(*[]byte)
-	defer spanBuffers.Put(&buf)
-	data := buf[:min(index.SpanBytes, l.c.Store.Meta().TarBytes-int64(i)*index.SpanBytes)]
+	buf := spanBuffers.Get().(*[]byte)
+	defer spanBuffers.Put(buf)
+	_, n := meta.Span(i)
+	data := (*buf)[:n]
 	d := decoders.Get().(*inflate.Decoder)
 	defer decoders.Put(d)
 	if _, err := d.Decode(data, point, src); err != nil {
-		return &index.SpanError{Layer: blob, Span: i, Err: err}
+		return &index.SpanError{Layer: meta.Blob.String(), Span: i, Err: err}
 	}
-	if err := l.c.Store.Put(i, data); err != nil {
-		return err
+	return l.put(i, data)
+}
+
+// put gives a span to the layer store. Wrong bytes are an *index.SpanError.
+func (l *Layer) put(i int, data []byte) error {
+	err := l.c.Store.Put(i, data)
+	var wrong *layerstore.SpanError
+	if errors.As(err, &wrong) {
+		return &index.SpanError{Layer: wrong.Layer.String(), Span: i, Err: fmt.Errorf("bytes hash to %s, the index says %s", wrong.Got, wrong.Want)}
 	}
-	l.arrived(i)
-	return nil
+	return err
 }

@@ -7,21 +7,27 @@ import (
 	"sync"
 
 	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/registry"
 )
 
 // windowChunk is how much of a layer's windows is fetched at a time: the
 // windows of some hundred spans, in less time than the spans themselves take.
 const windowChunk = 256 << 10
 
+// maxWindowChunks bounds the chunks that a layer keeps.
+const maxWindowChunks = 64
+
 // windows keeps the window records of a layer, fetched when first wanted.
 type windows struct {
 	blob Blob
 	size int64           // of the section
 	ctx  context.Context // of the layer: a fetch serves all who wait for it
-	wg   sync.WaitGroup
+	wg   *sync.WaitGroup // of the scheduler
+	own  sync.WaitGroup
 
-	mu     sync.Mutex // guards chunks
+	mu     sync.Mutex // guards the rest
 	chunks map[int64]*windowFetch
+	wary   bool // a window was wrong: do not ask mirrors
 }
 
 type windowFetch struct {
@@ -31,32 +37,33 @@ type windowFetch struct {
 }
 
 // read returns the window record of each span; records of spans without one
-// are empty. The spans are neighbours, so their records lie together.
+// are empty.
 func (w *windows) read(ctx context.Context, spans []index.Span) ([][]byte, error) {
 	records := make([][]byte, len(spans))
-	start, end := int64(-1), int64(0)
-	for _, s := range spans {
+	for i, s := range spans {
 		if s.BytesWindow == 0 {
 			continue
 		}
-		if start < 0 || s.OffsetWindow < start {
-			start = s.OffsetWindow
-		}
-		end = max(end, s.OffsetWindow+s.BytesWindow)
-	}
-	if start < 0 {
-		return records, nil
-	}
-	data, err := w.bytes(ctx, start, end-start)
-	if err != nil {
-		return nil, err
-	}
-	for i, s := range spans {
-		if s.BytesWindow > 0 {
-			records[i] = data[s.OffsetWindow-start:][:s.BytesWindow]
+		var err error
+		if records[i], err = w.bytes(ctx, s.OffsetWindow, s.BytesWindow); err != nil {
+			return nil, err
 		}
 	}
 	return records, nil
+}
+
+// distrust drops the window of a span that came out wrong: it may be what is
+// damaged.
+func (w *windows) distrust(s index.Span) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wary = true
+	if s.BytesWindow == 0 {
+		return
+	}
+	for i := s.OffsetWindow / windowChunk; i <= (s.OffsetWindow+s.BytesWindow-1)/windowChunk; i++ {
+		delete(w.chunks, i)
+	}
 }
 
 // bytes returns [off, off+n) of the windows section.
@@ -89,8 +96,17 @@ func (w *windows) chunk(ctx context.Context, i int64) ([]byte, error) {
 		if w.chunks == nil {
 			w.chunks = map[int64]*windowFetch{}
 		}
+		w.makeRoom()
 		w.chunks[i] = f
-		w.wg.Go(func() { w.fetch(i, f) })
+		ctx := w.ctx
+		if w.wary {
+			ctx = registry.FromOrigin(ctx)
+		}
+		w.wg.Add(1) // the caller has a count of its own: Wait cannot have returned
+		w.own.Go(func() {
+			defer w.wg.Done()
+			w.fetch(ctx, i, f)
+		})
 	}
 	w.mu.Unlock()
 	select {
@@ -101,23 +117,35 @@ func (w *windows) chunk(ctx context.Context, i int64) ([]byte, error) {
 	}
 }
 
-func (w *windows) fetch(i int64, f *windowFetch) {
+// makeRoom forgets a chunk where there are too many. Called with mu held.
+func (w *windows) makeRoom() {
+	for i := range w.chunks {
+		if len(w.chunks) < maxWindowChunks {
+			return
+		}
+		delete(w.chunks, i) // who waits for it has it
+	}
+}
+
+func (w *windows) fetch(ctx context.Context, i int64, f *windowFetch) {
 	n := min(windowChunk, w.size-i*windowChunk)
-	f.data, f.err = w.readBlob(i*windowChunk, n)
+	f.data, f.err = w.readBlob(ctx, i*windowChunk, n)
 	if f.err != nil {
 		f.err = fmt.Errorf("fetch windows at byte %d: %w", i*windowChunk, f.err)
 		w.mu.Lock()
-		delete(w.chunks, i)
+		if w.chunks[i] == f {
+			delete(w.chunks, i)
+		}
 		w.mu.Unlock()
 	}
 	close(f.done)
 }
 
-func (w *windows) readBlob(off, n int64) ([]byte, error) {
+func (w *windows) readBlob(ctx context.Context, off, n int64) ([]byte, error) {
 	if n <= 0 {
 		return nil, io.ErrUnexpectedEOF
 	}
-	body, err := w.blob.ReadRange(w.ctx, off, n)
+	body, err := w.blob.ReadRange(ctx, off, n)
 	if err != nil {
 		return nil, err
 	}

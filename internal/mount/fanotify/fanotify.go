@@ -21,6 +21,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,11 @@ import (
 
 // DefaultWorkers is how many fetches for waiting readers are in progress at most. More wait in memory.
 const DefaultWorkers = 256
+
+const (
+	settlePatience = time.Second // for Close to see its layers unused
+	settleRetry    = 10 * time.Millisecond
+)
 
 // Options configure New.
 type Options struct {
@@ -62,7 +68,6 @@ type Mounter struct {
 	report  report
 
 	group   *os.File
-	spin    bool
 	groupFD int            // of group; answers are written without going through its locks
 	table   *group.Pending // what was read and not answered, for the next daemon; nil without a keeper
 	ctx     context.Context
@@ -297,12 +302,7 @@ func (m *Mounter) Close() error {
 		}
 		delete(m.mounts, dir)
 	}
-	m.tidy()
-	left := 0
-	for range m.live() {
-		left++
-	}
-	if left > 0 {
+	if left := m.settle(); left > 0 {
 		errs = append(errs, fmt.Errorf("close mounts: %d layers are still open somewhere: reads of what is missing fail", left))
 		if m.keeper == nil {
 			return errors.Join(errs...) // go on denying here: to let go of the group would give zeros
@@ -310,6 +310,21 @@ func (m *Mounter) Close() error {
 	}
 	m.stop()
 	return errors.Join(errs...)
+}
+
+// settle ends all watches, and returns how many it could not end. A process that just made itself a mount namespace has
+// copies of all mounts in it until it has set that up, so it tries for a while.
+func (m *Mounter) settle() (left int) {
+	for deadline := time.Now().Add(settlePatience); ; time.Sleep(settleRetry) {
+		m.tidy()
+		left = 0
+		for range m.live() {
+			left++
+		}
+		if left == 0 || time.Now().After(deadline) {
+			return left
+		}
+	}
 }
 
 // Handover stops answering but leaves everything mounted: the keeper holds it for the next daemon, whose readers wait

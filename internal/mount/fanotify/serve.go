@@ -29,7 +29,7 @@ func (m *Mounter) serve() {
 	defer close(m.served)
 	b := make([]byte, group.ReadBytes)
 	for {
-		n, err := m.read(b)
+		n, err := m.group.Read(b)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return
 		}
@@ -69,11 +69,9 @@ func (m *Mounter) event(e group.Event) {
 	}
 	if there {
 		m.inline.Add(1)
-		m.spin = true
 		return
 	}
 	queued = true
-	m.spin = false
 	m.enqueue(r)
 }
 
@@ -155,19 +153,3 @@ func (m *Mounter) answer(r request, err error, panicked any) {
 	}
 	unix.Close(int(r.event))
 }
-
-func (m *Mounter) read(b []byte) (int, error) {
-	for start := time.Now(); time.Since(start) < spin && m.spin; {
-		n, err := unix.Read(m.groupFD, b)
-		if err == nil {
-			return n, nil
-		}
-		if err != unix.EAGAIN && err != unix.EINTR {
-			break
-		}
-	}
-	m.spin = false
-	return m.group.Read(b)
-}
-
-var spin = func() time.Duration { d, _ := time.ParseDuration(os.Getenv("SPIN")); return d }()

@@ -1,0 +1,67 @@
+# make help lists the targets. Those that say root install packages, mount or run containers.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PREFIX ?= /usr/local
+export THAW_CORPUS ?= /var/cache/thaw/corpus
+
+# What tests may not skip: see internal/testenv.
+REQUIRE ?= root,fanotify,runtime,corpus,tool
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOTEST ?= go test
+BENCH ?= .
+BENCHTIME ?= 1s
+FUZZTIME ?= 10s
+
+.PHONY: build
+build: ## build bin/thaw, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/thaw ./cmd/thaw
+
+.PHONY: install
+install: build ## put it into PREFIX/bin (/usr/local)
+	install -D -m 0755 bin/thaw '$(DESTDIR)$(PREFIX)/bin/thaw'
+
+.PHONY: test
+test: ## all tests, from nothing (root)
+	scripts/setup.sh run corpus node test
+	scripts/corpus.sh nginx node
+	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) ./...
+
+.PHONY: race
+race: ## all tests with the race detector (root)
+	scripts/setup.sh run corpus node test race
+	scripts/corpus.sh nginx node
+	CGO_ENABLED=1 THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -race -timeout 20m ./...
+
+.PHONY: check
+check: ## what is checked without running the program: format, vet, staticcheck, layering, scripts
+	scripts/setup.sh check
+	@unformatted=$$(gofmt -l cmd internal); [ -z "$$unformatted" ] || { echo "run gofmt -w on:" $$unformatted >&2; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	$(GOTEST) ./internal/depcheck
+	shellcheck scripts/*.sh .ci/run
+
+.PHONY: bench
+bench: ## benchmarks on the real images (root); BENCH=REGEX BENCHTIME=1s
+	scripts/setup.sh run corpus node
+	scripts/corpus.sh nginx node
+	$(GOTEST) -p 1 -run '^$$' -bench '$(BENCH)' -benchtime '$(BENCHTIME)' -benchmem -timeout 60m ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	scripts/fuzz.sh '$(FUZZTIME)'
+
+.PHONY: demo
+demo: ## start a real image eagerly and lazily, side by side (root); DEMO_IMAGE=nginx DEMO_NET=cloud
+	scripts/demo.sh
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10

@@ -1,0 +1,85 @@
+package hydrate
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/inflate"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+// startStream hydrates the whole layer in order, unless that is under way. It
+// ends all flights of the layer: as their spans pass by, or when it fails. Once
+// begun it goes on to the end, also without a background. Called with s.mu held.
+func (l *Layer) startStream() {
+	if l.streaming || l.closed || l.s.closed {
+		return
+	}
+	l.streaming = true
+	l.s.streams++
+	l.s.wg.Add(1)
+	l.wg.Go(func() {
+		defer l.s.wg.Done()
+		err := l.streamAll(l.ctx)
+		var wrong *index.SpanError
+		if errors.As(err, &wrong) && l.ctx.Err() == nil {
+			l.s.opts.Log.Warn("span arrived damaged, streaming the layer again", "layer", l.c.Store.Meta().Blob, "span", wrong.Span, "err", wrong.Err)
+			err = l.streamAll(registry.FromOrigin(l.ctx))
+		}
+		l.backOff(err)
+		l.s.mu.Lock()
+		l.streaming = false
+		l.s.streams--
+		l.land(0, len(l.c.Spans), nil, l.reason(err))
+		l.retryAt = later(l.retryAt, l.badAt) // a stream cannot leave a span out
+		clear(l.bad)
+		l.s.wake.Broadcast()
+		l.s.mu.Unlock()
+		l.checkFinished()
+		if final(err) {
+			l.conclude(err)
+		}
+	})
+}
+
+func (l *Layer) streamAll(ctx context.Context) error {
+	body := l.c.Stream(ctx)
+	defer body.Close()
+	i := 0
+	meta := l.c.Store.Meta()
+	r := &pacedReader{ctx: ctx, l: l, r: body}
+	_, err := inflate.Scan(ctx, r, inflate.ScanOptions{Format: l.c.Format, SpanBytes: index.SpanBytes, MaxBytes: meta.TarBytes}, func(s *inflate.Span) error {
+		if i >= len(l.c.Spans) {
+			return errors.New("layer unpacks to more than its index says")
+		}
+		if err := l.put(i, s.Data); err != nil {
+			return err
+		}
+		l.arrived(i)
+		i++
+		return nil
+	})
+	return err
+}
+
+// pacedReader counts what a stream reads, and holds it to the rate of the
+// background while nobody waits for the layer.
+type pacedReader struct {
+	ctx context.Context
+	l   *Layer
+	r   io.Reader
+}
+
+func (p *pacedReader) Read(b []byte) (int, error) {
+	n, err := p.r.Read(b)
+	p.l.stats.fetched(int64(n))
+	if n > 0 && p.l.waiting.Load() == 0 {
+		p.l.s.yield(p.ctx)
+		if werr := p.l.pace(p.ctx, int64(n)); werr != nil {
+			return n, werr
+		}
+	}
+	return n, err
+}
