@@ -53,10 +53,15 @@ say "build the image $image from Debian packages"
 scripts/corpus.sh "$image"
 IFS=$'\t' read -r port ready < <(awk -F'\t' -v name="$image" '$1 == name { print $2 "\t" $3 }' "$THAW_CORPUS/images.tsv")
 ready="http://127.0.0.1:$port${ready#http:}"
-if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-  echo "demo: something else listens on port $port, which $image needs" >&2
-  exit 1
-fi
+
+# free : what already answers there would be taken for the image
+free() {
+  if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "demo: something else listens on port $port, which $image needs" >&2
+    exit 1
+  fi
+}
+free
 
 dir=$(mktemp -d "${DEMO_DIR:-/var/tmp}/thaw-demo.XXXXXX")
 mkdir "$dir/eager" "$dir/lazy" "$dir/maker"
@@ -80,6 +85,7 @@ start() {
   say "start it: $name"
   sync
   echo 3 >/proc/sys/vm/drop_caches
+  free
   curl -fsS -X POST -o /dev/null "http://$address/warm" # the registry's disk is not what is measured
   bin/thaw --root "$dir/$name" run "$@" --ready "$ready" --exit-when-ready --timeline-file "$dir/$name.json" "$ref"
   bin/thaw --root "$dir/$name" daemon stop

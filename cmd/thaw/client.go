@@ -82,11 +82,9 @@ func (g *globalOptions) startDaemon(ctx context.Context, c *api.Client) error {
 				return err
 			}
 		case err := <-exited:
-			// Another command may have started one at the same moment.
-			if _, serr := c.Status(ctx); serr == nil {
-				return nil
-			}
-			if err != nil {
+			// Another command may have started one at the same moment, which
+			// does not answer yet.
+			if err != nil && cmd.ProcessState.ExitCode() != exitRunning {
 				return api.Errorf("", "its log is "+log.Name(), "start daemon: %v", err)
 			}
 			exited = nil

@@ -41,7 +41,9 @@ func newDaemonCommand(g *globalOptions) *cobra.Command {
 where none runs; it then leaves some time after the last mount.
 
 Ctrl-C ends the daemon; what is mounted stays, and its readers wait for the next
-daemon (see --grace). thaw daemon stop is the orderly end.`,
+daemon (see --grace). thaw daemon stop is the orderly end.
+
+Exit codes: 0 it was stopped or left, 1 it failed, 3 another daemon runs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd, g, &opts) },
 	}
@@ -73,8 +75,9 @@ func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error 
 	err = daemon.Run(cmd.Context(), dc)
 	if errors.Is(err, daemon.ErrRunning) {
 		if s, serr := api.NewClient(dc.Root).Status(cmd.Context()); serr == nil {
-			return api.Errorf(api.CodeInUse, "thaw daemon stop ends it", "a daemon runs already for %s: pid %d", dc.Root, s.Pid)
+			err = api.Errorf(api.CodeInUse, "thaw daemon stop ends it", "a daemon runs already for %s: pid %d", dc.Root, s.Pid)
 		}
+		return &exitError{exitRunning, err}
 	}
 	return err
 }

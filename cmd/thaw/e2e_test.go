@@ -218,6 +218,12 @@ func (n *node) runArgs(args ...string) []string {
 func (n *node) run(args ...string) result      { n.Helper(); return n.try(n.runArgs(args...)...) }
 func (n *node) launch(args ...string) *process { n.Helper(); return n.start(n.runArgs(args...)...) }
 
+// pushIndex puts an image's index into its registry, and nothing on the node.
+func (n *node) pushIndex(ref string) {
+	n.Helper()
+	n.thaw("--root", n.path("index"), "index", "build", "--push", ref)
+}
+
 // status asks the daemon, which has to be there.
 func (n *node) status() api.Status {
 	n.Helper()
@@ -363,16 +369,16 @@ func (n *node) end() {
 
 // stop ends the daemon and takes away what is mounted.
 func (n *node) stop() {
-	if _, err := n.statusNow(); errors.Is(err, api.ErrNotRunning) && len(n.pids("keeper")) == 0 {
-		return
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := n.command("daemon", "stop", "--force")
-	stop := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
-	stop.Args[0], stop.Env, stop.WaitDelay = "thaw", cmd.Env, time.Second
-	if out, err := stop.CombinedOutput(); err != nil {
-		n.Errorf("stop daemon: %v: %s", err, out)
+	for ctx.Err() == nil && len(n.pids(" daemon ")) > 0 { // it may not answer yet
+		cmd := n.command("daemon", "stop", "--force")
+		stop := exec.CommandContext(ctx, cmd.Path, cmd.Args[1:]...)
+		stop.Args[0], stop.Env, stop.WaitDelay = "thaw", cmd.Env, time.Second
+		if out, err := stop.CombinedOutput(); err != nil {
+			n.Errorf("stop daemon: %v: %s", err, out)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 

@@ -29,6 +29,7 @@ var version = ""
 const (
 	exitFailed      = 1
 	exitUsage       = 2
+	exitRunning     = 3 // of daemon: another one runs
 	exitInterrupted = 130
 )
 

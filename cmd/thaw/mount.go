@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"cmp"
 	"fmt"
 	"path/filepath"
 
@@ -75,11 +75,12 @@ func runMount(cmd *cobra.Command, g *globalOptions, opts *mountOptions, image, d
 		return err
 	}
 	if opts.wait {
-		if m, err = c.WaitComplete(cmd.Context(), m.ID); err != nil {
+		if m, err = c.Hurry(cmd.Context(), m.ID); err != nil {
 			return err
 		}
-		if m.Stats.Error != "" {
-			return errors.New(m.Stats.Error)
+		if !m.Stats.Complete {
+			return api.Errorf("", "it stays mounted, and the daemon goes on trying: thaw daemon status", "%s is not complete: %s",
+				m.Image, cmp.Or(m.Stats.Error, "it was unmounted"))
 		}
 	}
 	if opts.json {

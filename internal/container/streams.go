@@ -214,10 +214,10 @@ func (s *streams) connectInput() error {
 		return nil
 	}
 	if local, err := console.ConsoleFromFile(f); err == nil {
-		if err := local.SetRaw(); err != nil {
+		s.local = local
+		if err := errors.Join(local.SetRaw(), plainOutput(f)); err != nil {
 			return fmt.Errorf("set terminal to raw: %w", err)
 		}
-		s.local = local
 		_ = s.remote.ResizeFrom(local) // a terminal without a size
 		changed, stop := notifyResize()
 		s.resize = stop
@@ -233,6 +233,17 @@ func (s *streams) connectInput() error {
 	}
 	s.input.Go(func() { copyUntil(s.master, f, s.woken) })
 	return nil
+}
+
+// plainOutput has a terminal show what it gets as it is, which console.SetRaw
+// does not: the container's terminal has processed it already.
+func plainOutput(f *os.File) error {
+	state, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err != nil {
+		return err
+	}
+	state.Oflag &^= unix.OPOST
+	return unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, state)
 }
 
 // copyUntil copies from to to until stop is readable or closed. It waits in

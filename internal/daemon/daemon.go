@@ -104,6 +104,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	d.store = store
 	defer store.Close()
+	sweepTemporary(filepath.Join(cfg.Root, "images"), filepath.Join(cfg.Root, "metadata"))
 	if d.indexes, err = indexstore.Open(filepath.Join(cfg.Root, "index")); err != nil {
 		return err
 	}

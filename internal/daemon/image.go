@@ -273,6 +273,17 @@ func writeJSON(path string, v any) error {
 	return os.Rename(tmp.Name(), path)
 }
 
+// sweepTemporary removes the files that a daemon was writing when it was
+// killed. The state directory is locked.
+func sweepTemporary(dirs ...string) {
+	for _, dir := range dirs {
+		files, _ := filepath.Glob(filepath.Join(dir, ".tmp-*")) // the pattern is right
+		for _, f := range files {
+			os.Remove(f) // what cannot be removed does no harm
+		}
+	}
+}
+
 // findIndex looks for the image's index on this node and then beside the image.
 // The error is indexstore.ErrNotFound where there is none that can be used.
 func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {

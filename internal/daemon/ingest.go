@@ -44,8 +44,10 @@ func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 }
 
 func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Layer, progress *progress) (*index.LayerBlob, error) {
-	if known, err := d.indexes.Layer(l.Descriptor.Digest); err == nil && known.DiffID == l.DiffID {
-		return known, nil
+	if t.req.Index != api.IndexIgnore {
+		if known, err := d.indexes.Layer(l.Descriptor.Digest); err == nil && known.DiffID == l.DiffID {
+			return known, nil
+		}
 	}
 	in, err := d.store.Ingest(ctx, l.Descriptor.Digest, l.Descriptor.Size, l.DiffID)
 	if err != nil {

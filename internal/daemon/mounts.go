@@ -100,7 +100,9 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, err
 	}
-	img.background = req.Background
+	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
+		img.background = d.cfg.Background
+	}
 	m := &mounted{img: img, gone: make(chan struct{}), completed: make(chan struct{})}
 	m.record = record{Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	if m.ID, m.dir, err = d.newID(req.Container); err != nil {

@@ -163,14 +163,44 @@ func (d *Daemon) serveInspect(w http.ResponseWriter, r *http.Request) {
 		writeError(w, api.Errorf(api.CodeNotFound, "", "there is no mount %q", r.PathValue("id")))
 		return
 	}
-	if r.URL.Query().Get("wait") == "complete" {
-		select {
-		case <-m.completed:
-		case <-m.gone:
-		case <-r.Context().Done():
+	switch r.URL.Query().Get("wait") {
+	case "complete":
+		m.wait(r.Context(), nil)
+	case "hurry":
+		for _, l := range m.layers {
+			l.hydrate.Hurry()
 		}
+		m.wait(r.Context(), m.stuck)
 	}
 	answer(w, d.describe(m, false), nil)
+}
+
+// wait returns when a mount is complete, cannot be, or is gone, and when giveUp
+// returns an error.
+func (m *mounted) wait(ctx context.Context, giveUp func() error) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for giveUp == nil || giveUp() == nil {
+		select {
+		case <-m.completed:
+			return
+		case <-m.gone:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// stuck returns why the background makes no progress of late, or nil.
+func (m *mounted) stuck() error {
+	for _, l := range m.layers {
+		if err := l.hydrate.Err(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (d *Daemon) serveUnmount(w http.ResponseWriter, r *http.Request) {
@@ -290,8 +320,12 @@ func (m *mounted) stats() api.Stats {
 	defer m.mu.Unlock()
 	s.Complete = m.complete
 	s.CompletedAt = m.doneAt
-	if m.err != nil {
-		s.Error = m.err.Error()
+	err := m.err
+	if err == nil && !m.complete {
+		err = m.stuck()
+	}
+	if err != nil {
+		s.Error = err.Error()
 		s.CompletedAt = time.Time{}
 	}
 	return s

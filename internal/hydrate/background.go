@@ -119,7 +119,7 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, time.Time{}
 	case now.Before(l.finishAt):
 		return nil, l.finishAt
-	case l.finishing || l.c.RateBytes < 0:
+	case l.finishing || l.c.RateBytes < 0 && !l.hurry.Load():
 		return nil, time.Time{}
 	case now.Before(l.retryAt):
 		return nil, l.retryAt
@@ -152,7 +152,7 @@ func (l *Layer) claimNext() *run {
 	if l.cursor == len(l.c.Spans) {
 		return nil
 	}
-	r := &run{first: l.cursor, end: l.cursor + 1}
+	r := newRun(l.cursor, l.cursor+1)
 	for r.end < len(l.c.Spans) && free(r.end) && l.runSize(r.first, r.end+1) <= l.s.runBytes {
 		r.end++
 	}
@@ -194,24 +194,34 @@ func (l *Layer) Err() error {
 	return l.lastErr
 }
 
-// pace makes the background keep its rates: n compressed bytes come next.
-func (l *Layer) pace(ctx context.Context, n int64) error {
+// pace makes the background keep its rates: n compressed bytes come next. It
+// stops waiting when urgent is closed.
+func (l *Layer) pace(ctx context.Context, urgent <-chan struct{}, n int64) error {
 	for n > 0 {
-		part := int(min(n, l.s.runBytes))
-		if err := l.limit.WaitN(ctx, part); err != nil {
-			return err
-		}
-		if err := l.s.limit.WaitN(ctx, part); err != nil {
-			return err
-		}
+		part, now := int(min(n, l.s.runBytes)), time.Now()
+		wait := max(l.limit.ReserveN(now, part).DelayFrom(now), l.s.limit.ReserveN(now, part).DelayFrom(now))
 		n -= int64(part)
+		if wait <= 0 {
+			continue
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-urgent:
+			t.Stop()
+			return nil
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
 	}
 	return nil
 }
 
-// yield pauses a background transfer for a moment while a reader waits: its
-// connection fills up and the network is the reader's.
-func (s *Scheduler) yield(ctx context.Context) {
+// yield pauses a background transfer for a moment while a reader waits, unless
+// for it (urgent is closed): its connection fills up and the network is the
+// reader's.
+func (s *Scheduler) yield(ctx context.Context, urgent <-chan struct{}) {
 	if s.waiting.Load() == 0 {
 		return
 	}
@@ -219,6 +229,7 @@ func (s *Scheduler) yield(ctx context.Context) {
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-urgent:
 	case <-ctx.Done():
 	}
 }

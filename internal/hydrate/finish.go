@@ -24,7 +24,7 @@ func (l *Layer) tryFinish() {
 			return
 		}
 	}
-	if !l.hurry.Load() && l.s.quietFor() < quiet {
+	if !l.hurry.Load() && !l.c.Store.Complete() && l.s.quietFor() < quiet {
 		l.finishAt = time.Now().Add(quiet)
 		l.s.wake.Broadcast()
 		return

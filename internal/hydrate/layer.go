@@ -71,7 +71,8 @@ func (l *Layer) streams() bool {
 func (l *Layer) Done() <-chan struct{} { return l.finished }
 
 // Hurry says that somebody waits for the whole layer: from now on its
-// background may use all CPUs, and it is proven as soon as it is here.
+// background may use all CPUs, and it is proven as soon as it is here. A layer
+// without a background gets one.
 func (l *Layer) Hurry() {
 	l.hurry.Store(true)
 	l.s.mu.Lock()
@@ -149,31 +150,32 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 func (l *Layer) claim(first, end int) []*flight {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
+	here := func(i int) bool { return l.c.Store.Have(i) || l.flights[i] != nil }
 	var runs []*run
 	for i := first; i < end; i++ {
-		if l.c.Store.Have(i) || l.flights[i] != nil {
-			continue
+		if !here(i) {
+			runs = l.extend(runs, i)
 		}
-		runs = l.extend(runs, i)
 	}
 	if len(runs) > 0 {
-		wanted := runs[0].first
 		next := runs[len(runs)-1].end
-		for range l.tails.ahead(wanted, next) {
-			if next >= len(l.c.Spans) || l.flights[next] != nil || l.c.Store.Have(next) {
+		for range l.tails.ahead(runs[0].first, here) {
+			if next >= len(l.c.Spans) || here(next) {
 				break
 			}
 			runs = l.extend(runs, next)
 			next++
 		}
-		l.tails.set(wanted, next)
+		l.tails.set(next)
 	}
 	var flights []*flight
 	for _, r := range runs {
+		r.promote()
 		l.claimRun(r)
 	}
 	for i := first; i < end; i++ {
 		if f := l.flights[i]; f != nil {
+			f.run.promote() // the background may have been first
 			flights = append(flights, f)
 		}
 	}
@@ -192,7 +194,7 @@ func (l *Layer) extend(runs []*run, i int) []*run {
 			return runs
 		}
 	}
-	return append(runs, &run{first: i, end: i + 1, urgent: true})
+	return append(runs, newRun(i, i+1))
 }
 
 // runSize is the number of compressed bytes that decode [first, end).

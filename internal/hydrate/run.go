@@ -11,7 +11,29 @@ import (
 // are ended by it and by nobody else, but for a stream, which ends all.
 type run struct {
 	first, end int
-	urgent     bool // someone waits
+	urgent     chan struct{} // closed once someone waits for one of its spans
+	promoted   bool          // urgent is closed; guarded by Scheduler.mu
+}
+
+func newRun(first, end int) *run { return &run{first: first, end: end, urgent: make(chan struct{})} }
+
+// promote says that someone waits. Called with s.mu held, or before the run is
+// shared.
+func (r *run) promote() {
+	if !r.promoted {
+		r.promoted = true
+		close(r.urgent)
+	}
+}
+
+// isUrgent reports whether someone waits.
+func (r *run) isUrgent() bool {
+	select {
+	case <-r.urgent:
+		return true
+	default:
+		return false
+	}
 }
 
 // flight is a span that is being fetched. err is set before done is closed.

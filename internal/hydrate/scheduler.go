@@ -55,7 +55,7 @@ type Scheduler struct {
 	// Readers do not share memory with the background, lest they wait behind it.
 	memory, memoryBackground *semaphore.Weighted
 	decode                   *semaphore.Weighted
-	spare                    *semaphore.Weighted // before decode, for the background
+	spare                    chan struct{} // before decode, for the background
 
 	waiting  atomic.Int64 // readers in Fetch
 	lastWait atomic.Int64 // when the last one left it, in Unix ns
@@ -86,7 +86,7 @@ func New(opts Options) *Scheduler {
 		memoryBackground: semaphore.NewWeighted(background),
 		readers:          semaphore.NewWeighted(int64(opts.Readers)),
 		decode:           semaphore.NewWeighted(int64(opts.Decoders)),
-		spare:            semaphore.NewWeighted(int64(opts.Decoders+1) / 2),
+		spare:            make(chan struct{}, (opts.Decoders+1)/2),
 	}
 	s.limit = s.limiter(opts.RateBytes)
 	s.wake = sync.NewCond(&s.mu)
@@ -131,9 +131,10 @@ type Config struct {
 }
 
 // Add starts hydrating a layer. A layer that is complete already is finished
-// at once.
+// at once. An addition counts as a reader: what is started now will read.
 func (s *Scheduler) Add(c Config) *Layer {
 	l := newLayer(s, c)
+	s.lastWait.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	if !s.closed {
 		s.layers = append(s.layers, l)

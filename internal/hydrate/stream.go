@@ -76,8 +76,8 @@ func (p *pacedReader) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.l.stats.fetched(int64(n))
 	if n > 0 && p.l.waiting.Load() == 0 {
-		p.l.s.yield(p.ctx)
-		if werr := p.l.pace(p.ctx, int64(n)); werr != nil {
+		p.l.s.yield(p.ctx, nil)
+		if werr := p.l.pace(p.ctx, nil, int64(n)); werr != nil {
 			return n, werr
 		}
 	}

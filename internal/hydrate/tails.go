@@ -3,9 +3,9 @@ package hydrate
 const (
 	// aheadMax bounds how many spans a sequential reader is given at once.
 	aheadMax = 16
-	// tailSlack is how many spans a reader may step over and still count as
-	// sequential: the background may have brought them.
-	tailSlack = 4
+	// tailSlack is how many spans that are here a reader may have read past
+	// without our notice and still count as sequential.
+	tailSlack = 32
 	// maxTails is the number of readers of one layer that are followed.
 	maxTails = 8
 )
@@ -22,12 +22,20 @@ type tails struct {
 	hit  int // index of the tail that ahead found, -1 for none
 }
 
-// ahead returns how many spans beyond end a reader should get whose first
-// missing span is first: none at a new place, twice as many each time it goes on.
-func (t *tails) ahead(first, end int) int {
+// ahead returns how many spans beyond what it asks for a reader should get whose
+// first missing span is first: none at a new place, twice as many each time it
+// goes on. here reports whether a span is here or in flight.
+func (t *tails) ahead(first int, here func(i int) bool) int {
 	t.hit = -1
 	for i, x := range t.list {
-		if first >= x.next && first <= x.next+tailSlack {
+		if first < x.next || first > x.next+tailSlack {
+			continue
+		}
+		at := x.next
+		for at < first && here(at) {
+			at++
+		}
+		if at == first {
 			t.hit = i
 			return min(max(2*x.ahead, 1), aheadMax)
 		}
@@ -35,8 +43,8 @@ func (t *tails) ahead(first, end int) int {
 	return 0
 }
 
-// set notes the range that the reader got whom ahead was asked about.
-func (t *tails) set(first, next int) {
+// set notes where the reader whom ahead was asked about comes next.
+func (t *tails) set(next int) {
 	n := tail{next: next}
 	if t.hit >= 0 {
 		n.ahead = min(max(2*t.list[t.hit].ahead, 1), aheadMax)

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/inflate"
@@ -53,14 +54,14 @@ func (l *Layer) transfer(r *run) error {
 // fetch fetches spans, and those that arrive damaged once more, past mirrors
 // and with windows of their own.
 func (l *Layer) fetch(r *run, first, end int) error {
-	damaged, err := l.fetchOnce(l.ctx, r.urgent, first, end)
+	damaged, err := l.fetchOnce(l.ctx, r, first, end)
 	if err != nil {
 		return err
 	}
 	for _, wrong := range damaged {
 		l.s.opts.Log.Warn("span arrived damaged, fetching it again", "layer", wrong.Layer, "span", wrong.Span, "err", wrong.Err)
 		l.windows.distrust(l.c.Spans[wrong.Span])
-		again, ferr := l.fetchOnce(registry.FromOrigin(l.ctx), r.urgent, wrong.Span, wrong.Span+1)
+		again, ferr := l.fetchOnce(registry.FromOrigin(l.ctx), r, wrong.Span, wrong.Span+1)
 		if ferr == nil && len(again) > 0 {
 			l.refused(r, again[0])
 			ferr = again[0]
@@ -75,21 +76,20 @@ func (l *Layer) fetch(r *run, first, end int) error {
 // fetchOnce fetches the spans [first, end) in one ranged request, decodes each
 // as soon as its bytes are here and gives it to the layer store. Spans whose
 // bytes are wrong are returned.
-func (l *Layer) fetchOnce(ctx context.Context, urgent bool, first, end int) ([]*index.SpanError, error) {
+func (l *Layer) fetchOnce(ctx context.Context, r *run, first, end int) ([]*index.SpanError, error) {
 	start, stop := l.compressed(first, end)
 	size := stop - start
-	memory := l.s.memory
-	if !urgent {
-		memory = l.s.memoryBackground
-		if err := l.pace(ctx, size); err != nil {
+	if !r.isUrgent() {
+		if err := l.pace(ctx, r.urgent, size); err != nil {
 			return nil, err
 		}
 	}
-	if err := memory.Acquire(ctx, size); err != nil {
+	memory, err := l.s.acquire(ctx, r, size)
+	if err != nil {
 		return nil, err
 	}
 	defer memory.Release(size)
-	t := &receiver{l: l, urgent: urgent, first: first, end: end, start: start, buf: make([]byte, size), haveWindows: make(chan struct{})}
+	t := &receiver{l: l, run: r, first: first, end: end, start: start, buf: make([]byte, size), haveWindows: make(chan struct{})}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		defer close(t.haveWindows)
@@ -103,10 +103,39 @@ func (l *Layer) fetchOnce(ctx context.Context, urgent bool, first, end int) ([]*
 	return t.damaged, t.err
 }
 
+// acquire takes memory for a run: the background's, unless someone waits for
+// it or comes to while it is waiting.
+func (s *Scheduler) acquire(ctx context.Context, r *run, size int64) (*semaphore.Weighted, error) {
+	if !r.isUrgent() {
+		if s.memoryBackground.TryAcquire(size) {
+			return s.memoryBackground, nil
+		}
+		wait, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			select {
+			case <-r.urgent:
+				cancel()
+			case <-wait.Done():
+			}
+		})
+		err := s.memoryBackground.Acquire(wait, size)
+		cancel()
+		wg.Wait()
+		if err == nil {
+			return s.memoryBackground, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+	return s.memory, s.memory.Acquire(ctx, size)
+}
+
 // receiver takes in one ranged request.
 type receiver struct {
 	l           *Layer
-	urgent      bool
+	run         *run
 	first, end  int
 	start       int64 // offset of buf in the blob
 	buf         []byte
@@ -135,9 +164,7 @@ func (t *receiver) receive(ctx context.Context) error {
 		from := span.OffsetCompressed - t.start
 		need := from + span.BytesCompressed
 		for have < need {
-			if !t.urgent {
-				t.l.s.yield(ctx)
-			}
+			t.l.s.yield(ctx, t.run.urgent)
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
 			have += int64(n)
 			t.l.stats.fetched(int64(n))
@@ -156,7 +183,7 @@ func (t *receiver) span(ctx context.Context, i int, src []byte) {
 	if t.windows == nil {
 		return // the windows' error is the one to report
 	}
-	err := t.l.decodeSpan(ctx, t.urgent, i, src, t.windows[i-t.first])
+	err := t.l.decodeSpan(ctx, t.run, i, src, t.windows[i-t.first])
 	if err == nil {
 		t.l.arrived(i)
 		return
@@ -172,17 +199,20 @@ func (t *receiver) span(ctx context.Context, i int, src []byte) {
 }
 
 // decodeSpan decodes one span and stores it.
-func (l *Layer) decodeSpan(ctx context.Context, urgent bool, i int, src, window []byte) error {
+func (l *Layer) decodeSpan(ctx context.Context, r *run, i int, src, window []byte) error {
 	if l.c.Store.Have(i) {
 		return nil
 	}
-	if !urgent && !l.hurry.Load() {
+	if !l.hurry.Load() {
 		// Turns are given in order: what the background has to decode queues up
 		// here, not before a reader's span.
-		if err := l.s.spare.Acquire(ctx, 1); err != nil {
-			return err
+		select {
+		case l.s.spare <- struct{}{}:
+			defer func() { <-l.s.spare }()
+		case <-r.urgent:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		defer l.s.spare.Release(1)
 	}
 	if err := l.s.decode.Acquire(ctx, 1); err != nil {
 		return err

@@ -96,7 +96,7 @@ func encodeWindow(p inflate.Point) []byte {
 	raw = binary.LittleEndian.AppendUint16(raw, uint16(len(p.State)))
 	raw = append(raw, p.State...)
 	raw = append(raw, p.Window...)
-	return encoderOnce().EncodeAll(raw, nil)
+	return windowEncoderOnce().EncodeAll(raw, nil)
 }
 
 // Point makes the access point of span i of a layer from its window record,

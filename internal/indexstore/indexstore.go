@@ -38,7 +38,22 @@ func Open(dir string) (*Store, error) {
 			return nil, fmt.Errorf("open index store: %w", err)
 		}
 	}
-	return &Store{dir: dir}, nil
+	s := &Store{dir: dir}
+	s.sweep()
+	return s, nil
+}
+
+// sweep removes what processes were writing when they were killed.
+func (s *Store) sweep() {
+	for _, pattern := range []string{".tmp-*", "*/.tmp-*", "images/*/.tmp-*"} {
+		files, _ := filepath.Glob(s.path(pattern)) // the pattern is right
+		for _, f := range files {
+			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(f), ".tmp-"), "-")
+			if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
+				os.Remove(f) // what cannot be removed does no harm
+			}
+		}
+	}
 }
 
 func name(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }
@@ -66,6 +81,9 @@ type Image struct {
 // Get returns the index of the image with the given manifest digest, or
 // ErrNotFound.
 func (s *Store) Get(image digest.Digest) (*Image, error) {
+	if image.Validate() != nil {
+		return nil, ErrNotFound
+	}
 	b, err := os.ReadFile(s.path("images", name(image), "record.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, ErrNotFound
@@ -87,6 +105,9 @@ func (s *Store) Get(image digest.Digest) (*Image, error) {
 
 // Put keeps the index of an image.
 func (s *Store) Put(image digest.Digest, im *Image) error {
+	if err := image.Validate(); err != nil {
+		return fmt.Errorf("store index of image %q: %w", image, err)
+	}
 	dir := s.path("images", name(image))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("store index of image %s: %w", image, err)
@@ -108,19 +129,21 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 // Layer returns the layer blob of an index by the digest of the layer, or
 // ErrNotFound.
 func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {
-	files, err := filepath.Glob(s.path("layers", name(blob)+".*"))
-	if err != nil || len(files) == 0 {
+	if blob.Validate() != nil {
 		return nil, ErrNotFound
 	}
-	b, err := os.ReadFile(files[0])
-	if err != nil || "."+digest.FromBytes(b).Encoded() != filepath.Ext(files[0]) {
-		return nil, ErrNotFound
+	files, _ := filepath.Glob(s.path("layers", name(blob)+".*")) // the pattern is right
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil || "."+digest.FromBytes(b).Encoded() != filepath.Ext(f) {
+			continue
+		}
+		// Not encoded again: another version of thaw may have written it.
+		if l, err := index.OpenLayer(b); err == nil && l.Blob == blob {
+			return l, nil
+		}
 	}
-	l, err := index.DecodeLayer(b)
-	if err != nil || l.Blob != blob {
-		return nil, ErrNotFound
-	}
-	return index.EncodeLayer(l)
+	return nil, ErrNotFound
 }
 
 // LayerPath returns the file of a layer blob of an index, by the digest of the
@@ -194,7 +217,7 @@ func (s *Store) Images() ([]digest.Digest, error) {
 
 // writeFile replaces a file durably: readers see all of it or none.
 func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
+	f, err := os.CreateTemp(filepath.Dir(path), fmt.Sprintf(".tmp-%d-*", os.Getpid()))
 	if err != nil {
 		return err
 	}

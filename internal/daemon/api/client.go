@@ -151,6 +151,13 @@ func (c *Client) WaitComplete(ctx context.Context, id string) (*Mount, error) {
 	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"?wait=complete", nil, &m)
 }
 
+// Hurry returns once every layer of a mount is here and proven, or can not be
+// for now, and has the daemon see to it now.
+func (c *Client) Hurry(ctx context.Context, id string) (*Mount, error) {
+	var m Mount
+	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"?wait=hurry", nil, &m)
+}
+
 // Unmount takes a mount away, by its id or its directory.
 func (c *Client) Unmount(ctx context.Context, idOrDir string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/mounts?name="+url.QueryEscape(idOrDir), nil, nil)

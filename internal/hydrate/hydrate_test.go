@@ -1,0 +1,400 @@
+package hydrate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/layertar/layertartest"
+	"github.com/thaw-project/thaw/internal/registry"
+)
+
+func TestBackgroundCompletes(t *testing.T) {
+	big, tar := bigTar(), new(layertartest.Builder).File("f", layertartest.Fill(1, 4<<20)).End().Bytes()
+	for name, c := range map[string]struct{ tar, blob []byte }{
+		"plain": {tar, tar}, "gzip": {tar, layertartest.Gzip(tar, 1)}, "gzip members": {tar, layertartest.Gzip(tar, 5)},
+		"zstd frames": {tar, append(zstdFrame(tar[:3<<20]), zstdFrame(tar[3<<20:])...)},
+		"zstd frame":  {big, zstdFrame(big)}, // too long to be entered in its middle
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, newSource(c.tar, c.blob), setup{})
+			w.mustFetch(3)
+			w.complete()
+			if w.layer.FetchedBytes() < int64(len(c.blob)) {
+				t.Errorf("%d bytes fetched of %d", w.layer.FetchedBytes(), len(c.blob))
+			}
+		})
+	}
+}
+
+func TestEmptyLayer(t *testing.T) {
+	w := newWorld(t, newSource(nil, nil), setup{})
+	w.complete()
+	if err := w.layer.Fetch(t.Context(), 0, 1<<40); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOneFetchHoweverManyWait(t *testing.T) {
+	gate := make(chan struct{})
+	w := newWorld(t, gzipSource(), setup{config: off, answer: func(ctx context.Context, _ int, _ request, body []byte) (io.Reader, error) {
+		return gated(ctx, gate, body)
+	}})
+	var wg sync.WaitGroup
+	started := make(chan struct{}, 30)
+	for range 30 {
+		wg.Go(func() {
+			started <- struct{}{}
+			if err := w.layer.Fetch(t.Context(), 3*index.SpanBytes-5, 10); err != nil { // two spans
+				t.Error(err)
+			}
+		})
+	}
+	for range 30 {
+		<-started
+	}
+	close(gate)
+	wg.Wait()
+	w.check(2)
+	w.check(3)
+	if n := w.data.count(); n != 1 {
+		t.Errorf("%d requests %v, want 1", n, w.data.requests)
+	}
+}
+
+// TestReaderBeforeBackground: the background is stuck with all its workers and
+// memory; a reader is served.
+func TestReaderBeforeBackground(t *testing.T) {
+	gate := make(chan struct{})
+	stuck := make(chan struct{}, 10)
+	var mu sync.Mutex
+	readers := false
+	w := newWorld(t, gzipSource(), setup{opts: Options{Background: 3, MemoryBytes: 3 << 20, Decoders: 1},
+		answer: func(ctx context.Context, i int, r request, body []byte) (io.Reader, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if readers {
+				return bytes.NewReader(body), nil
+			}
+			stuck <- struct{}{}
+			return &blocking{ctx, gate, bytes.NewReader(body)}, nil
+		}})
+	<-stuck // one holds all memory of the background
+	mu.Lock()
+	readers = true
+	mu.Unlock()
+	// Also where the background has claimed a span and waits for memory.
+	stop := w.data.requests[0].off + w.data.requests[0].n
+	for i, s := range w.src.index.Spans {
+		if s.OffsetCompressed >= stop {
+			w.mustFetch(i)
+		}
+	}
+	close(gate)
+	w.complete()
+}
+
+// TestReaderOvertakesRate: the background has claimed a span and waits for its
+// rate; a reader who wants it does not.
+func TestReaderOvertakesRate(t *testing.T) {
+	src := gzipSource()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, src, setup{opts: Options{RateBytes: 1000, MemoryBytes: 3 << 20, Background: 2}})
+		defer w.close()
+		synctest.Wait()
+		start := time.Now()
+		for i := range src.index.Spans {
+			w.mustFetch(i)
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("a reader waited %v", took)
+		}
+	})
+}
+
+// blocking gives nothing before the gate opens.
+type blocking struct {
+	ctx  context.Context
+	gate <-chan struct{}
+	r    io.Reader
+}
+
+func (b *blocking) Read(p []byte) (int, error) {
+	select {
+	case <-b.gate:
+		return b.r.Read(p)
+	case <-b.ctx.Done():
+		return 0, b.ctx.Err()
+	}
+}
+
+func TestCancelOneWaiter(t *testing.T) {
+	gate, asked := make(chan struct{}), make(chan struct{})
+	w := newWorld(t, gzipSource(), setup{config: off, answer: func(ctx context.Context, i int, _ request, body []byte) (io.Reader, error) {
+		close(asked)
+		return gated(ctx, gate, body)
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := w.layer.Fetch(ctx, 0, 1); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v of the cancelled", err)
+		}
+	})
+	<-asked
+	other := make(chan error, 1)
+	go func() { other <- w.fetch(0) }()
+	cancel()
+	wg.Wait()
+	close(gate)
+	if err := <-other; err != nil {
+		t.Errorf("error %v of the other", err)
+	}
+	if n := w.data.count(); n != 1 {
+		t.Errorf("%d requests", n)
+	}
+}
+
+func TestCloseWithWaiters(t *testing.T) {
+	for _, what := range []string{"layer", "scheduler"} {
+		t.Run(what, func(t *testing.T) {
+			asked := make(chan struct{}, 20)
+			never := make(chan struct{})
+			w := newWorld(t, gzipSource(), setup{answer: func(ctx context.Context, _ int, _ request, body []byte) (io.Reader, error) {
+				asked <- struct{}{}
+				return gated(ctx, never, body)
+			}})
+			errs := make(chan error, 10)
+			for i := range 10 {
+				go func() { errs <- w.fetch(i) }()
+			}
+			<-asked
+			if what == "layer" {
+				w.layer.Close()
+			} else {
+				w.sched.Close()
+			}
+			for range 10 {
+				if err := <-errs; !errors.Is(err, ErrClosed) {
+					t.Errorf("error %v", err)
+				}
+			}
+			if err := w.fetch(11); !errors.Is(err, ErrClosed) {
+				t.Errorf("error %v after close", err)
+			}
+			w.layer.Close() // again
+		})
+	}
+}
+
+// TestReadAhead: a reader that goes on in order asks ever less often.
+func TestReadAhead(t *testing.T) {
+	var b layertartest.Builder
+	tar := b.File("f", layertartest.Fill(1, 70<<20)).End().Bytes()
+	w := newWorld(t, newSource(tar, tar), setup{config: off})
+	for i := range w.src.index.Spans {
+		w.mustFetch(i)
+	}
+	runs := w.data.count()
+	if runs > len(w.src.index.Spans)*2/3 { // plain: a run has two spans
+		t.Errorf("%d requests for %d spans", runs, len(w.src.index.Spans))
+	}
+	var tl tails
+	nothing := func(int) bool { return false }
+	got := []int{}
+	next := 0
+	for range 7 {
+		n := tl.ahead(next, nothing)
+		tl.set(next + 1 + n)
+		got = append(got, n)
+		next += 1 + n
+	}
+	if d := cmp.Diff([]int{0, 1, 2, 4, 8, 16, 16}, got); d != "" {
+		t.Error(d)
+	}
+	for i := range 20 { // readers at random places, and the old one goes on
+		at := 1000 + 100*i
+		if n := tl.ahead(at, nothing); n != 0 {
+			t.Errorf("%d spans ahead of a random reader", n)
+		}
+		tl.set(at + 1)
+		if n := tl.ahead(next, nothing); n != 16 {
+			t.Fatalf("%d spans ahead of the sequential reader", n)
+		}
+		tl.set(next + 17)
+		next += 17
+	}
+	if n := tl.ahead(next+tailSlack, func(int) bool { return true }); n != 16 {
+		t.Errorf("%d spans ahead of a reader who found some here", n)
+	}
+}
+
+func TestRandomReadsFetchOnlyTheirs(t *testing.T) {
+	w := newWorld(t, gzipSource(), setup{config: off})
+	for _, i := range []int{11, 3, 8} {
+		w.mustFetch(i)
+	}
+	for i := range w.src.index.Spans {
+		if want := i == 11 || i == 3 || i == 8; w.stored.Have(i) != want {
+			t.Errorf("span %d: here %v", i, !want)
+		}
+	}
+}
+
+func TestNoRangesStreams(t *testing.T) {
+	src := gzipSource()
+	for name, known := range map[string]bool{"found out": false, "known": true} {
+		t.Run(name, func(t *testing.T) {
+			streams := make(chan struct{}, 10)
+			w := newWorld(t, src, setup{
+				config: func(c *Config) {
+					c.Stream = func(context.Context) io.ReadCloser {
+						streams <- struct{}{}
+						return io.NopCloser(bytes.NewReader(src.blob))
+					}
+					if known {
+						c.NoRanges = func() bool { return true }
+					}
+				},
+				answer: func(context.Context, int, request, []byte) (io.Reader, error) {
+					return nil, &registry.Error{Op: "fetch blob", Err: registry.ErrNoRanges}
+				}})
+			var wg sync.WaitGroup
+			for i := range src.index.Spans {
+				wg.Go(func() {
+					if err := w.fetch(i); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			w.complete()
+			if n := len(streams); n != 1 {
+				t.Errorf("%d streams", n)
+			}
+			if n := w.data.count(); known && n > 0 {
+				t.Errorf("%d requests for ranges", n)
+			}
+		})
+	}
+}
+
+func TestStreamFails(t *testing.T) {
+	tar := bigTar()
+	src := newSource(tar, zstdFrame(tar))
+	var mu sync.Mutex
+	n := 0
+	w := newWorld(t, src, setup{config: func(c *Config) {
+		c.RateBytes = -1
+		c.Stream = func(context.Context) io.ReadCloser {
+			mu.Lock()
+			defer mu.Unlock()
+			if n++; n == 1 {
+				return io.NopCloser(io.MultiReader(bytes.NewReader(src.blob[:len(src.blob)/2]), failing{}))
+			}
+			return io.NopCloser(bytes.NewReader(src.blob))
+		}
+	}})
+	last := len(src.index.Spans) - 1
+	if err := w.fetch(last); !errors.Is(err, errTest) {
+		t.Errorf("error %v", err)
+	}
+	w.mustFetch(last)
+	w.complete()
+}
+
+func TestRate(t *testing.T) {
+	src := gzipSource()
+	for name, c := range map[string]struct {
+		opts  Options
+		layer int64
+	}{"scheduler": {Options{RateBytes: 100_000}, 0}, "layer": {Options{}, 100_000}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				c.opts.MemoryBytes = 768 << 10 // a third is the most that comes at once
+				w := newWorld(t, src, setup{opts: c.opts, config: func(cf *Config) { cf.RateBytes = c.layer }})
+				defer w.close()
+				w.complete()
+				least := time.Duration(int64(len(src.blob))-256<<10) * time.Second / 100_000
+				if took := time.Since(start); took < least || took > 2*least+10*time.Second {
+					t.Errorf("%d bytes took %v, want %v at least", len(src.blob), took, least)
+				}
+			})
+		})
+	}
+}
+
+func TestBackgroundOff(t *testing.T) {
+	src := gzipSource()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, src, setup{config: off})
+		defer w.close()
+		time.Sleep(time.Hour)
+		if n := w.data.count(); n != 0 {
+			t.Errorf("%d requests", n)
+		}
+		for i := range src.index.Spans { // readers alone complete it as well
+			w.mustFetch(i)
+		}
+		w.complete()
+	})
+}
+
+func TestMemoryBound(t *testing.T) {
+	var b layertartest.Builder
+	tar := b.File("f", layertartest.Fill(1, 40<<20)).End().Bytes()
+	const bound = 9 << 20
+	w := newWorld(t, newSource(tar, tar), setup{opts: Options{MemoryBytes: bound}})
+	var wg sync.WaitGroup
+	for i := range w.src.index.Spans {
+		wg.Go(func() {
+			if err := w.fetch(i); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	w.complete()
+	if w.data.maxInFlight > bound {
+		t.Errorf("%d bytes in flight, bound is %d", w.data.maxInFlight, bound)
+	}
+}
+
+// TestHugeSpan: an index may claim that a span takes gigabytes; it is streamed.
+func TestHugeSpan(t *testing.T) {
+	src := *gzipSource()
+	lb := *src.index
+	lb.Layer = &index.Layer{LayerMeta: src.index.LayerMeta, Windows: src.index.Windows, Spans: append([]index.Span{}, src.index.Spans...)}
+	lb.Spans[3].BytesCompressed = 1 << 40
+	src.index = &lb
+	w := newWorld(t, &src, setup{})
+	w.mustFetch(3)
+	w.complete()
+	if n := w.data.count(); n != 0 {
+		t.Errorf("%d requests for ranges", n)
+	}
+}
+
+func TestStats(t *testing.T) {
+	w := newWorld(t, gzipSource(), setup{config: off})
+	start := time.Now()
+	w.mustFetch(1)
+	w.mustFetch(1)
+	w.mustFetch(8)
+	s := Since(start, w.layer)
+	if s.Waits != 2 || s.FetchedBytes != w.layer.FetchedBytes() || s.WaitP99 < s.WaitP50 || s.WaitTotal < s.WaitP99 {
+		t.Errorf("%+v", s)
+	}
+	if s := Since(time.Now(), w.layer); s.Waits != 0 {
+		t.Errorf("%+v", s)
+	}
+}
