@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -147,15 +146,14 @@ func cgroupKind() string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
 		return "version 2"
 	}
-	entries, _ := os.ReadDir("/sys/fs/cgroup")
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	if len(names) == 0 {
+	entries, err := os.ReadDir("/sys/fs/cgroup")
+	if err != nil || len(entries) == 0 {
 		return "none mounted"
 	}
-	return "version 1: " + strings.Join(names, " ")
+	if _, err := os.Stat("/sys/fs/cgroup/unified/cgroup.controllers"); err == nil {
+		return "version 1 and 2 (hybrid)"
+	}
+	return "version 1"
 }
 
 func (d *diagnosis) print(w io.Writer) error {

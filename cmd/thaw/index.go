@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"sync/atomic"
@@ -186,19 +187,30 @@ func (t *indexTask) find(ctx context.Context) (*foundIndex, error) {
 		return nil, err
 	}
 	for _, desc := range found {
-		manifest, _, err := t.repo.Manifest(ctx, desc.Digest.String())
-		if err != nil {
-			return nil, err
+		f, ferr := t.fetch(ctx, desc)
+		if ferr == nil {
+			return f, nil
 		}
-		head, _, err := index.ParseManifest(manifest, subject)
-		if err != nil {
-			return nil, err
-		}
-		b, err := t.repo.Blob(ctx, head)
-		if err != nil {
-			return nil, err
-		}
-		return &foundIndex{"registry", desc.Digest, manifest, b}, nil
+		err = errors.Join(err, fmt.Errorf("index %s: %w", desc.Digest, ferr))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return nil, api.Errorf(api.CodeNoIndex, "thaw index build "+t.img.Reference.String()+" makes one", "image %s has no index, here or in its registry", t.img.Reference)
+}
+
+func (t *indexTask) fetch(ctx context.Context, desc v1.Descriptor) (*foundIndex, error) {
+	manifest, _, err := t.repo.Manifest(ctx, desc.Digest.String())
+	if err != nil {
+		return nil, err
+	}
+	head, _, err := index.ParseManifest(manifest, t.img.ManifestDescriptor.Digest)
+	if err != nil {
+		return nil, err
+	}
+	b, err := t.repo.Blob(ctx, head)
+	if err != nil {
+		return nil, err
+	}
+	return &foundIndex{"registry", desc.Digest, manifest, b}, nil
 }

@@ -29,6 +29,7 @@ type runOptions struct {
 	workDir       string
 	user          string
 	entrypoint    string
+	noEntrypoint  bool // --entrypoint "" was given
 	name          string
 	hostname      string
 	interactive   bool
@@ -60,7 +61,10 @@ cannot be executed, 127 its command was not found, 124 it was not --ready in tim
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runRun(cmd, g, &opts, args[0], args[1:]) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opts.noEntrypoint = opts.entrypoint == "" && cmd.Flags().Changed("entrypoint")
+			return runRun(cmd, g, &opts, args[0], args[1:])
+		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(false) // what follows IMAGE is the container's
@@ -101,6 +105,9 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 	if err != nil {
 		return err
 	}
+	if err := opts.checkReady(cmd.Context()); err != nil {
+		return err
+	}
 	req.Container, req.Runtime = opts.name, spec.Runtime
 	c, err := g.connect(cmd.Context())
 	if err != nil {
@@ -126,6 +133,26 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 	return &exitError{code, err}
 }
 
+// answerTime is how long something that is not to be there may take to answer.
+const answerTime = 100 * time.Millisecond
+
+// checkReady refuses a --ready that answers before the container runs: whatever
+// is there would be measured.
+func (o *runOptions) checkReady(ctx context.Context) error {
+	if o.ready == "" {
+		return nil
+	}
+	if err := container.CheckReady(o.ready); err != nil {
+		return usageError{err}
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	if err := container.Answers(ctx, o.ready); err == nil {
+		return api.Errorf(api.CodeInUse, "end what listens there, or let the container use another port", "%s answers already, before the container runs", o.ready)
+	}
+	return nil
+}
+
 // container makes the wishes of the command line into a container's.
 func (o *runOptions) container(args []string) (container.Options, error) {
 	c := container.Options{Args: args, Env: o.env, WorkDir: o.workDir, User: o.user, Hostname: o.hostname, Network: o.network,
@@ -135,6 +162,8 @@ func (o *runOptions) container(args []string) (container.Options, error) {
 	}
 	if o.entrypoint != "" {
 		c.Entrypoint = []string{o.entrypoint}
+	} else if o.noEntrypoint {
+		c.Entrypoint = []string{}
 	}
 	if o.memory != "" {
 		n, err := units.RAMInBytes(o.memory)

@@ -125,7 +125,7 @@ func (t *timeline) atEnd(s api.Stats) {
 
 func cost(s api.Stats) *timelineCost {
 	return &timelineCost{NetworkBytes: s.NetworkBytes, LayerBytes: s.FetchedBytes, ImageBytes: s.ImageBytes,
-		SharePercent: 100 * float64(s.FetchedBytes) / float64(max(s.ImageBytes, 1)), Requests: s.Requests,
+		SharePercent: min(100*float64(s.FetchedBytes)/float64(max(s.ImageBytes, 1)), 100), Requests: s.Requests,
 		Waits: s.Waits, WaitP50Ms: milliseconds(s.WaitP50), WaitP99Ms: milliseconds(s.WaitP99), WaitTotalMs: milliseconds(s.WaitTotal),
 		HereBytes: s.HereBytes, UnpackedBytes: s.UnpackedBytes}
 }

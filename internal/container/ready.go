@@ -28,6 +28,15 @@ func CheckReady(target string) error {
 	return err
 }
 
+// Answers makes one attempt at a target of [WaitReady].
+func Answers(ctx context.Context, target string) error {
+	attempt, err := parseReady(target)
+	if err != nil {
+		return err
+	}
+	return attempt(ctx)
+}
+
 // WaitReady waits until a service answers: an http or https URL with a status
 // of 2xx or 3xx (certificates are not checked, redirects not followed), or
 // tcp:PORT and tcp:HOST:PORT by accepting a connection. It returns the context's

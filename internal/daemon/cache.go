@@ -47,7 +47,7 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 	if err := d.waitLayers(ctx, t, layers); err != nil {
 		return nil, err
 	}
-	if err := d.rememberImage(img, true); err != nil {
+	if err := errors.Join(img.waitKept(), d.rememberImage(img, true)); err != nil {
 		return nil, err
 	}
 	p := &api.Pulled{Image: img.ref.String(), Manifest: img.digest, Layers: len(layers), Index: img.origin,

@@ -41,6 +41,8 @@ type image struct {
 	index  digest.Digest // of the index' manifest
 	origin string        // of the index: originLocal, ...
 
+	kept chan error // gets the outcome of keeping the index; nil when it was kept before
+
 	background int64 // bytes/s, as hydrate.Config.RateBytes
 }
 
@@ -56,6 +58,17 @@ const (
 func (img *image) set(known *oci.Image) {
 	img.oci, img.digest = known, known.ManifestDescriptor.Digest
 	close(img.resolved)
+}
+
+// waitKept returns when the index is in the local store, where the next daemon
+// finds it.
+func (img *image) waitKept() error {
+	if img.kept == nil {
+		return nil
+	}
+	err := <-img.kept
+	img.kept = nil
+	return err
 }
 
 // wait returns when the image's config is there.
@@ -250,7 +263,11 @@ func (img *image) stored(pulled bool) storedImage {
 }
 
 // writeJSON replaces a file durably.
-func writeJSON(path string, v any) error {
+func writeJSON(path string, v any) error { return replaceJSON(path, v, true) }
+
+// replaceJSON replaces a file: readers see all of it or none. Without sync that
+// does not hold after a power failure.
+func replaceJSON(path string, v any, sync bool) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
@@ -264,7 +281,7 @@ func writeJSON(path string, v any) error {
 	}
 	defer os.Remove(tmp.Name()) // nothing is there any more once it is renamed
 	_, err = tmp.Write(b)
-	if err == nil {
+	if err == nil && sync {
 		err = tmp.Sync()
 	}
 	if err = errors.Join(err, tmp.Close()); err != nil {
@@ -358,7 +375,10 @@ func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) e
 	if err := img.adopt(manifest, head); err != nil {
 		return err
 	}
-	return d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head})
+	// Kept while the start goes on: the disk is slower than the mount.
+	img.kept = make(chan error, 1)
+	d.wg.Go(func() { img.kept <- d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head}) })
+	return nil
 }
 
 // adopt takes an index for the image if it is about the image's layers.

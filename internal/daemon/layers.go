@@ -25,6 +25,7 @@ type layer struct {
 	store   *layerstore.Layer
 	hydrate *hydrate.Layer
 	counter registry.Counter
+	known   bool // was complete when it was taken into use
 
 	users int // guarded by layers.mu
 
@@ -120,6 +121,10 @@ func (r fileReader) ReadRange(_ context.Context, off, n int64) (io.ReadCloser, e
 	}{io.NewSectionReader(f, r.offset+off, n), f}, nil
 }
 
+// streamChunkBytes is the size of a ranged request of a stream, which has eight
+// of them in memory.
+const streamChunkBytes = 1 << 20
+
 // use returns layer i of an image for one more user, hydrating unless it is
 // complete. first is its descriptor from the keeper, or nil.
 func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*layer, error) {
@@ -150,14 +155,15 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		}
 		return nil, err
 	}
-	l := &layer{blob: il.Blob, store: stored, users: 1}
+	l := &layer{blob: il.Blob, store: stored, users: 1, known: stored.Complete()}
 	data := blobReader{repo: img.repo, desc: img.oci.Layers[i].Descriptor, counter: &l.counter}
 	l.hydrate = d.sched.Add(hydrate.Config{
 		Store: stored, Format: il.Format, Spans: il.Spans, Data: data,
 		Windows: d.windows(img, i, &l.counter), BytesWindows: il.BytesWindows,
 		Stream: func(ctx context.Context) io.ReadCloser {
-			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{})
+			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{ChunkBytes: streamChunkBytes})
 		},
+		NoRanges:  func() bool { return registry.NoRanges(img.repo) },
 		RateBytes: img.background,
 		Finished:  func(err error) { d.layerFinished(l, err) },
 	})
@@ -204,5 +210,7 @@ func (d *Daemon) layerFinished(l *layer, err error) {
 			d.log.Error("stop watching layer", "layer", l.blob, "err", err)
 		}
 	}
-	d.log.Info("layer is complete", "layer", l.blob)
+	if !l.known {
+		d.log.Info("layer is complete", "layer", l.blob)
+	}
 }

@@ -122,7 +122,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	}
 	m.Committed = t.phases
 	m.Finished = true
-	if err := m.save(); err != nil {
+	if err := errors.Join(img.waitKept(), m.save()); err != nil {
 		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
 	d.adopt(m)
@@ -147,7 +147,9 @@ func (d *Daemon) adopt(m *mounted) {
 	}
 }
 
-func (m *mounted) save() error { return writeJSON(filepath.Join(m.dir, "mount.json"), m.record) }
+// save writes the record, not durably: after a power failure nothing is mounted,
+// and a torn record is cleaned up by its directory.
+func (m *mounted) save() error { return replaceJSON(m.path("mount.json"), m.record, false) }
 
 // mountLayers takes the image's layers into use, mounts them and, for a
 // container, puts a writable layer on top.
@@ -155,7 +157,7 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 	if err := m.save(); err != nil {
 		return err
 	}
-	if err := writeJSON(m.path("image.json"), m.img.stored(false)); err != nil {
+	if err := replaceJSON(m.path("image.json"), m.img.stored(false), false); err != nil {
 		return err
 	}
 	for i := range m.img.head.Layers {

@@ -25,15 +25,11 @@ func TestFailureIsForgotten(t *testing.T) {
 	}{
 		"refused": {func([]byte) (io.Reader, error) { return nil, errTest }, errTest},
 		"broken": {func(b []byte) (io.Reader, error) {
-			return io.MultiReader(bytes.NewReader(b[:10]), &blocking{}), nil
-		}, nil},
+			return io.MultiReader(bytes.NewReader(b[:10]), failing{}), nil
+		}, errTest},
 		"short": {func(b []byte) (io.Reader, error) { return bytes.NewReader(b[:len(b)-1]), nil }, io.ErrUnexpectedEOF},
 		"empty": {func([]byte) (io.Reader, error) { return bytes.NewReader(nil), nil }, io.EOF},
 	} {
-		if name == "broken" {
-			c.first = func(b []byte) (io.Reader, error) { return io.MultiReader(bytes.NewReader(b[:10]), failing{}), nil }
-			c.want = errTest
-		}
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, gzipSource(), setup{config: off, answer: func(_ context.Context, i int, _ request, body []byte) (io.Reader, error) {
 				if i == 0 {

@@ -28,6 +28,10 @@ const parallelLayers = 3
 // the index; the scan itself has seen all of it.
 const proveBytes = 128 << 10
 
+// streamChunkBytes is the size of a ranged request. Some parallelLayers*8 of them
+// are in memory.
+const streamChunkBytes = 2 << 20
+
 // Result is a new index.
 type Result struct {
 	Image    *index.Image
@@ -76,7 +80,7 @@ type Sink struct {
 
 // Layer makes the index of one layer in one pass over its bytes.
 func Layer(ctx context.Context, repo registry.Repository, l oci.Layer, sink Sink) (*index.LayerBlob, error) {
-	body := registry.Stream(ctx, repo, l.Descriptor, registry.StreamOptions{})
+	body := registry.Stream(ctx, repo, l.Descriptor, registry.StreamOptions{ChunkBytes: streamChunkBytes})
 	defer body.Close()
 	in := index.BuildInput{Blob: l.Descriptor.Digest, BlobBytes: l.Descriptor.Size, DiffID: l.DiffID}
 	if sink.Span != nil {

@@ -147,11 +147,16 @@ func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {
 }
 
 // LayerPath returns the file of a layer blob of an index, by the digest of the
-// layer and of the index blob, and whether it is there.
+// layer and of the index blob, and whether it is there and whole.
 func (s *Store) LayerPath(blob, indexBlob digest.Digest) (string, bool) {
 	path := s.layerPath(blob, indexBlob)
-	_, err := os.Stat(path)
-	return path, err == nil
+	f, err := os.Open(path)
+	if err != nil {
+		return path, false
+	}
+	defer f.Close()
+	have, err := indexBlob.Algorithm().FromReader(f)
+	return path, err == nil && have == indexBlob
 }
 
 func (s *Store) layerPath(blob, indexBlob digest.Digest) string {

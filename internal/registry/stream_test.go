@@ -232,8 +232,7 @@ func TestLanesOverHTTP2(t *testing.T) {
 	reg := newFakeRegistry()
 	var mu sync.Mutex
 	var protos, peers []string
-	var srv *httptest.Server
-	srv = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		mu.Lock()
 		protos = append(protos, r.Proto)
 		if !slices.Contains(peers, r.RemoteAddr) {
