@@ -14,6 +14,7 @@ GOTEST ?= go test
 BENCH ?= .
 BENCHTIME ?= 1s
 FUZZTIME ?= 10s
+IMAGES ?= nginx node
 
 .PHONY: build
 build: ## build bin/thaw, static
@@ -50,6 +51,12 @@ bench: ## benchmarks on the real images (root); BENCH=REGEX BENCHTIME=1s
 	scripts/corpus.sh nginx node
 	$(GOTEST) -p 1 -run '^$$' -bench '$(BENCH)' -benchtime '$(BENCHTIME)' -benchmem -timeout 60m ./...
 
+.PHONY: bench-start
+bench-start: build ## time cold starts: with an index, without, warm (root); RUNS=5 NET=cloud IMAGES="nginx node"
+	scripts/setup.sh run corpus node
+	scripts/corpus.sh $(IMAGES)
+	scripts/bench-start.sh $(IMAGES)
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	scripts/fuzz.sh '$(FUZZTIME)'
@@ -64,4 +71,4 @@ clean: ## remove what was built here
 
 .PHONY: help
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13

@@ -23,7 +23,7 @@ import (
 
 // memoryTarget is the heap that the daemon's garbage collector aims at; the
 // buffers of transfers are bounded far below it.
-const memoryTarget = 96 << 20
+const memoryTarget = 112 << 20
 
 type daemonOptions struct {
 	mount      string

@@ -75,15 +75,15 @@ func (n *node) complete() {
 	}
 }
 
-// marks lists the files that the daemon's fanotify group watches.
-func (n *node) marks() []string {
+// marks are the files that the daemon's fanotify group watches.
+func (n *node) marks() map[string]bool {
 	n.Helper()
 	pid := n.daemon()
 	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	if err != nil {
 		n.Fatal(err)
 	}
-	var marks []string
+	marks := map[string]bool{} // there is more than one descriptor of the group
 	groups := 0
 	for _, fd := range fds {
 		if to, err := os.Readlink(fd); err != nil || to != "anon_inode:[fanotify]" {
@@ -96,7 +96,7 @@ func (n *node) marks() []string {
 		}
 		for line := range strings.Lines(string(info)) {
 			if strings.HasPrefix(line, "fanotify ino:") {
-				marks = append(marks, line)
+				marks[line] = true
 			}
 		}
 	}

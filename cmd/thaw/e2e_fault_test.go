@@ -22,9 +22,9 @@ func TestFaults(t *testing.T) {
 		"5xx,first=3",
 		"5xx=502,every=5",
 		"wrong-range=512,every=3",
-		"wrong-range=lie:512,every=4",
+		"wrong-range=lie:512,first=3",
 		"no-ranges",
-		"stall=200KB,first=2",
+		"stall=20KB,first=3",
 		"token=1s",
 		"redirect=500ms",
 		"short=1000,every=3",
@@ -50,7 +50,7 @@ func TestFaults(t *testing.T) {
 			if len(s.Stats().Faults) == 0 {
 				t.Error("no fault was injected")
 			}
-			if fault == "wrong-range=lie:512,every=4" || fault == "no-ranges" {
+			if fault == "wrong-range=lie:512,first=3" || fault == "no-ranges" {
 				n.sameImage(want, dir)
 			}
 		})
@@ -113,8 +113,8 @@ func TestNoRegistry(t *testing.T) {
 	for _, c := range []struct{ name, ref, text string }{
 		{"nobody listens", "127.0.0.1:1/app", "connection refused"},
 		{"no such host", "registry.invalid/app", "registry.invalid"},
-		{"no such image", ref + "-none", "not found"},
-		{"no such tag", ref + ":none", "not found"},
+		{"no such image", ref + "-none", "404 Not Found"},
+		{"no such tag", ref + ":none", "404 Not Found"},
 		{"bad reference", "UPPER/case", "UPPER/case"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -99,7 +99,7 @@ const (
 	// MaxDevices is the highest number of devices of an image.
 	MaxDevices = 4096
 	// MaxChunks is the highest number of chunk indexes of one sparse file.
-	MaxChunks = 1 << 20
+	MaxChunks = 1 << 22
 	// MaxPathBytes is the longest path of an inode, its slashes included.
 	MaxPathBytes = 64 << 10
 

@@ -157,7 +157,7 @@ func (r *rangeReader) broken(err error) error {
 		r.ep.leaveOut()
 	}
 	r.repo.client.log.DebugContext(r.ctx, "blob broke off", "digest", r.desc.Digest, "at", r.off, "error", err)
-	return r.op.budget.pause(r.ctx, e, true)
+	return r.repo.pause(r.ctx, r.op, e)
 }
 
 // finish reads what is behind the last byte (the end of a chunked body), so

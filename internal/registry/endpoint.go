@@ -36,6 +36,7 @@ type endpoint struct {
 	answered  atomic.Bool  // something there has spoken HTTP to us
 	failures  atomic.Int32 // mirrors: in a row
 	downUntil atomic.Int64 // mirrors: Unix nanoseconds
+	gaveUp    atomic.Int64 // origins: when the last operation was given up, Unix nanoseconds; 0: it was not
 }
 
 // newEndpoints lists a registry's mirrors in order, then its origin.
@@ -131,6 +132,13 @@ func (ep *endpoint) switchScheme(plain bool) bool {
 	}
 	ep.plain.Store(plain) // parallel requests may all have found out
 	return true
+}
+
+// gone reports whether an operation was given up lately, and none has succeeded
+// since.
+func (ep *endpoint) gone() bool {
+	at := ep.gaveUp.Load()
+	return at != 0 && time.Since(time.Unix(0, at)) < goneMemory
 }
 
 func (ep *endpoint) down() bool { return time.Now().UnixNano() < ep.downUntil.Load() }

@@ -392,3 +392,40 @@ func TestCounters(t *testing.T) {
 		}
 	})
 }
+
+// TestGoneRegistry: only the first of those who ask a registry that is gone
+// waits for long, and it is forgotten when it is back.
+func TestGoneRegistry(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		reg := newFakeRegistry()
+		d := reg.addBlob(t, "a/b", v1.MediaTypeImageLayer, randomBytes(100_000))
+		stop := w.serve("localhost:5000", reg)
+		c := w.client(Options{})
+		took := func() time.Duration {
+			begun := time.Now()
+			_, err := readRange(t.Context(), w.repo(c, "localhost:5000/a/b"), d, 0, 1000)
+			if err == nil {
+				return 0
+			}
+			return time.Since(begun).Round(time.Second)
+		}
+		steps := []struct {
+			do   func()
+			want time.Duration
+		}{
+			{func() {}, 0},
+			{stop, 20 * time.Second},
+			{func() {}, time.Second},
+			{func() { time.Sleep(20 * time.Second) }, time.Second},
+			{func() { time.Sleep(goneMemory) }, 20 * time.Second},
+			{func() { stop = w.serve("localhost:5000", reg) }, 0},
+			{func() { stop() }, 20 * time.Second},
+		}
+		for i, step := range steps {
+			step.do()
+			if got := took(); got != step.want {
+				t.Errorf("step %d: took %v, want %v", i, got, step.want)
+			}
+		}
+	})
+}

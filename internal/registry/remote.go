@@ -79,10 +79,24 @@ func (r *remote) operation(ctx context.Context, op, reference string) *operation
 	if originOnly(ctx) {
 		eps = eps[len(eps)-1:]
 	}
+	giveUp := r.client.opts.GiveUp
+	if r.origin().gone() {
+		giveUp = min(giveUp, goneGiveUp)
+	}
 	return &operation{
 		what:   Error{Op: op, Reference: reference, Registry: r.registry, Repository: r.name},
-		budget: newBudget(r.client.opts.GiveUp), eps: eps, scope: "pull",
+		budget: newBudget(giveUp), eps: eps, scope: "pull",
 	}
+}
+
+// pause waits before the next attempt of an operation, or says why there is
+// none.
+func (r *remote) pause(ctx context.Context, op *operation, failed *Error) error {
+	err := op.budget.pause(ctx, failed, r.origin().answered.Load())
+	if op.budget.spent {
+		r.origin().gaveUp.Store(time.Now().UnixNano())
+	}
+	return err
 }
 
 // describe completes an error of one attempt with what was wanted.
@@ -108,6 +122,7 @@ func (r *remote) try(ctx context.Context, op *operation, f func(context.Context,
 			err := f(r.attemptContext(ctx, op, ep, origin), ep)
 			if err == nil {
 				ep.failures.Store(0)
+				r.origin().gaveUp.Store(0)
 				return nil
 			}
 			failed = op.describe(ctx, err)
@@ -122,7 +137,7 @@ func (r *remote) try(ctx context.Context, op *operation, f func(context.Context,
 		if failed.Status == http.StatusUnauthorized && r.origin().auth.hasWorked(r.name) {
 			failed.Retryable = true
 		}
-		if err := op.budget.pause(ctx, failed, r.origin().answered.Load()); err != nil {
+		if err := r.pause(ctx, op, failed); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,11 @@ const (
 	// neverUpGiveUp is the budget for a host that refuses connections and has
 	// not answered once: most likely a mistyped port.
 	neverUpGiveUp = 5 * time.Second
+	// goneGiveUp is the budget while the last operation at a registry was given
+	// up, no longer than goneMemory ago: who reads on after an error is not to
+	// wait anew for each read.
+	goneGiveUp = time.Second
+	goneMemory = 30 * time.Second
 	// resumeBytes is how much must have come for a broken body to be resumed
 	// without a wait.
 	resumeBytes = 64 << 10
@@ -31,6 +36,7 @@ type budget struct {
 	wrongDigest int
 	since       int64 // bytes since the last failure
 	last        bool  // the attempt under way is the last one
+	spent       bool  // given up for want of an answer
 }
 
 func newBudget(giveUp time.Duration) *budget {
@@ -61,6 +67,7 @@ func (b *budget) pause(ctx context.Context, err *Error, known bool) error {
 		b.wrongDigest++
 	}
 	if !err.Retryable || b.last || b.wrongDigest >= digestAttempts {
+		b.spent = err.Retryable && b.last
 		return err
 	}
 	left := b.remaining()
@@ -68,6 +75,7 @@ func (b *budget) pause(ctx context.Context, err *Error, known bool) error {
 		left = min(left, time.Until(b.progress.Add(neverUpGiveUp)))
 	}
 	if left <= 0 {
+		b.spent = true
 		return err
 	}
 	wait := backoff(b.fruitless)
