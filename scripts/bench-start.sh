@@ -70,6 +70,7 @@ cold() {
 for run in $(seq "$runs"); do
   for image in "${images[@]}"; do
     cold; start "$image" index "$run" --index=require
+    bin/thaw --root "$dir/root" pull "$host/$image:latest" >/dev/null
     start "$image" warm "$run"
     cold; start "$image" none "$run" --index=ignore
     echo "bench-start: $image, run $run of $runs" >&2

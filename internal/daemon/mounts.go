@@ -154,6 +154,58 @@ func (m *mounted) save() error { return replaceJSON(m.path("mount.json"), m.reco
 // mountLayers takes the image's layers into use, mounts them and, for a
 // container, puts a writable layer on top.
 func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
+	metadata := d.makeMetadata(m.img)
+	use := func() error { return d.useLayers(ctx, m) }
+	if m.Mode == api.ModeEager {
+		err := t.phase("pull", func() (string, error) {
+			if err := use(); err != nil {
+				return "", err
+			}
+			return "", d.waitLayers(ctx, t, m.layers)
+		})
+		if err != nil {
+			return err
+		}
+		use = func() error { return nil }
+	}
+	return t.phase("mount", func() (string, error) {
+		if err := use(); err != nil {
+			return "", err
+		}
+		path, err := metadata()
+		if err != nil {
+			return "", err
+		}
+		if err := d.mountErofs(ctx, m, path); err != nil {
+			return "", err
+		}
+		if !m.Writable {
+			return m.Mode, nil
+		}
+		return m.Mode, d.mountOverlay(m)
+	})
+}
+
+// makeMetadata starts to make the image's EROFS metadata; the function it
+// returns waits for its path.
+func (d *Daemon) makeMetadata(img *image) func() (string, error) {
+	type result struct {
+		path string
+		err  error
+	}
+	done := make(chan result, 1)
+	d.wg.Go(func() {
+		path, err := d.metadataPath(img)
+		done <- result{path, err}
+	})
+	return func() (string, error) {
+		r := <-done
+		return r.path, r.err
+	}
+}
+
+// useLayers writes the mount's record and takes its layers into use.
+func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 	if err := m.save(); err != nil {
 		return err
 	}
@@ -168,24 +220,7 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 		m.layers = append(m.layers, l)
 		m.base += l.hydrate.FetchedBytes()
 	}
-	if m.Mode == api.ModeEager {
-		if err := t.phase("pull", func() (string, error) { return "", d.waitLayers(ctx, t, m.layers) }); err != nil {
-			return err
-		}
-	}
-	return t.phase("mount", func() (string, error) {
-		metadata, err := d.metadataPath(m.img)
-		if err != nil {
-			return "", err
-		}
-		if err := d.mountErofs(ctx, m, metadata); err != nil {
-			return "", err
-		}
-		if !m.Writable {
-			return m.Mode, nil
-		}
-		return m.Mode, d.mountOverlay(m)
-	})
+	return nil
 }
 
 func (d *Daemon) mountErofs(ctx context.Context, m *mounted, metadata string) error {
@@ -209,7 +244,8 @@ func specLayers(layers []*layer) []mount.Layer {
 }
 
 func (d *Daemon) mountOverlay(m *mounted) error {
-	spec := mount.OverlaySpec{Lower: []string{m.ImageDir}, Upper: m.path("upper"), Work: m.path("work"), Dir: m.path("rootfs")}
+	spec := mount.OverlaySpec{Lower: []string{m.ImageDir}, Upper: m.path("upper"), Work: m.path("work"), Dir: m.path("rootfs"),
+		Volatile: true} // it is thrown away with the container
 	for _, dir := range []string{spec.Upper, spec.Work, spec.Dir, m.path("bundle")} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return fmt.Errorf("make root of container: %w", err)

@@ -186,6 +186,9 @@ func (r *rangeReader) Close() error {
 // open asks for what is missing.
 func (r *rangeReader) open() error {
 	r.op.what.Offset, r.op.what.Length = r.off, r.end-r.off
+	if err, gone := r.repo.origin().gone(goneQuiet); gone && r.off == r.start {
+		return r.op.describe(r.ctx, &Error{Err: fmt.Errorf("the registry is gone: %w", err)})
+	}
 	return r.repo.try(r.ctx, r.op, func(ctx context.Context, ep *endpoint) error {
 		if r.tooFar() && r.repo.lacksRanges(r.repo.endpointIndex(ep)) {
 			return &Error{URL: cleanURL(ep.url(r.repo.name, "blobs/"+r.desc.Digest.String())), Err: ErrNoRanges}

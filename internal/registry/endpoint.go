@@ -32,11 +32,17 @@ type endpoint struct {
 	plainAllowed   bool
 	auth           *auth
 
-	plain     atomic.Bool  // speak plain http
-	answered  atomic.Bool  // something there has spoken HTTP to us
-	failures  atomic.Int32 // mirrors: in a row
-	downUntil atomic.Int64 // mirrors: Unix nanoseconds
-	gaveUp    atomic.Int64 // origins: when the last operation was given up, Unix nanoseconds; 0: it was not
+	plain     atomic.Bool             // speak plain http
+	answered  atomic.Bool             // something there has spoken HTTP to us
+	failures  atomic.Int32            // mirrors: in a row
+	downUntil atomic.Int64            // mirrors: Unix nanoseconds
+	gaveUp    atomic.Pointer[givenUp] // origins: nil once an operation has succeeded
+}
+
+// givenUp is when an operation was given up, and why.
+type givenUp struct {
+	at  time.Time
+	err error
 }
 
 // newEndpoints lists a registry's mirrors in order, then its origin.
@@ -134,11 +140,14 @@ func (ep *endpoint) switchScheme(plain bool) bool {
 	return true
 }
 
-// gone reports whether an operation was given up lately, and none has succeeded
-// since.
-func (ep *endpoint) gone() bool {
-	at := ep.gaveUp.Load()
-	return at != 0 && time.Since(time.Unix(0, at)) < goneMemory
+// gone returns why an operation was given up, if one was within the last d and
+// none has succeeded since.
+func (ep *endpoint) gone(d time.Duration) (error, bool) {
+	g := ep.gaveUp.Load()
+	if g == nil || time.Since(g.at) >= d {
+		return nil, false
+	}
+	return g.err, true
 }
 
 func (ep *endpoint) down() bool { return time.Now().UnixNano() < ep.downUntil.Load() }

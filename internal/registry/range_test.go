@@ -415,10 +415,12 @@ func TestGoneRegistry(t *testing.T) {
 		}{
 			{func() {}, 0},
 			{stop, 20 * time.Second},
-			{func() {}, time.Second},
+			{func() {}, 0},
+			{func() { time.Sleep(goneQuiet) }, time.Second},
+			{func() {}, 0},
 			{func() { time.Sleep(20 * time.Second) }, time.Second},
 			{func() { time.Sleep(goneMemory) }, 20 * time.Second},
-			{func() { stop = w.serve("localhost:5000", reg) }, 0},
+			{func() { stop = w.serve("localhost:5000", reg); time.Sleep(goneQuiet) }, 0},
 			{func() { stop() }, 20 * time.Second},
 		}
 		for i, step := range steps {

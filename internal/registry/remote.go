@@ -80,7 +80,7 @@ func (r *remote) operation(ctx context.Context, op, reference string) *operation
 		eps = eps[len(eps)-1:]
 	}
 	giveUp := r.client.opts.GiveUp
-	if r.origin().gone() {
+	if _, ok := r.origin().gone(goneMemory); ok {
 		giveUp = min(giveUp, goneGiveUp)
 	}
 	return &operation{
@@ -94,7 +94,7 @@ func (r *remote) operation(ctx context.Context, op, reference string) *operation
 func (r *remote) pause(ctx context.Context, op *operation, failed *Error) error {
 	err := op.budget.pause(ctx, failed, r.origin().answered.Load())
 	if op.budget.spent {
-		r.origin().gaveUp.Store(time.Now().UnixNano())
+		r.origin().gaveUp.Store(&givenUp{time.Now(), failed.Err})
 	}
 	return err
 }
@@ -122,7 +122,7 @@ func (r *remote) try(ctx context.Context, op *operation, f func(context.Context,
 			err := f(r.attemptContext(ctx, op, ep, origin), ep)
 			if err == nil {
 				ep.failures.Store(0)
-				r.origin().gaveUp.Store(0)
+				r.origin().gaveUp.Store(nil)
 				return nil
 			}
 			failed = op.describe(ctx, err)

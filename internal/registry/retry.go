@@ -14,9 +14,11 @@ const (
 	// neverUpGiveUp is the budget for a host that refuses connections and has
 	// not answered once: most likely a mistyped port.
 	neverUpGiveUp = 5 * time.Second
-	// goneGiveUp is the budget while the last operation at a registry was given
-	// up, no longer than goneMemory ago: who reads on after an error is not to
-	// wait anew for each read.
+	// A registry at which the last operation was given up is gone: for goneQuiet
+	// ranges fail at once, and until goneMemory operations get goneGiveUp only.
+	// Who reads on after an error is not to wait anew for each read, and the
+	// kernel tries a failed read again page by page.
+	goneQuiet  = 3 * time.Second
 	goneGiveUp = time.Second
 	goneMemory = 30 * time.Second
 	// resumeBytes is how much must have come for a broken body to be resumed
