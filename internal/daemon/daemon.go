@@ -75,9 +75,10 @@ type Daemon struct {
 	layers layers
 	pulls  flights
 
-	// mu guards mounts and lastBusy. Taken before no other lock of the daemon.
+	// mu guards mounts, reserved and lastBusy. Taken before no other lock of the daemon.
 	mu       sync.Mutex
 	mounts   map[string]*mounted // by id
+	reserved map[string]bool     // directories that are being mounted on
 	lastBusy time.Time
 	calls    atomic.Int64 // under way
 }
@@ -89,12 +90,18 @@ var ErrRunning = errors.New("another daemon is running")
 // has been idle for long enough. What is mounted stays mounted when ctx ends:
 // the keeper holds it for the next daemon.
 func Run(ctx context.Context, cfg Config) error {
-	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, lastBusy: time.Now()}
-	d.ctx, d.cancel = context.WithCancel(ctx)
-	defer d.cancel()
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
 	}
+	// As the kernel lists mounts.
+	root, err := filepath.EvalSymlinks(cfg.Root)
+	if err != nil {
+		return fmt.Errorf("find state directory: %w", err)
+	}
+	cfg.Root = root
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{}, lastBusy: time.Now()}
+	d.ctx, d.cancel = context.WithCancel(ctx)
+	defer d.cancel()
 	store, err := layerstore.Open(filepath.Join(cfg.Root, "store"), layerstore.Options{Log: d.log, DropCache: true})
 	if errors.Is(err, layerstore.ErrLocked) {
 		return fmt.Errorf("%w: %w", ErrRunning, err)

@@ -131,7 +131,11 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	il := &img.head.Layers[i]
 	d.layers.mu.Lock()
 	defer d.layers.mu.Unlock()
+	meta := layerMeta(il)
 	if l := d.layers.get(il.Blob); l != nil {
+		if err := d.sameLayer(ctx, l, meta); err != nil {
+			return nil, err
+		}
 		l.users++
 		return l, nil
 	}
@@ -143,12 +147,7 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 			return nil, err
 		}
 	}
-	digests := make([][32]byte, len(il.Spans))
-	for j := range il.Spans {
-		digests[j] = il.Spans[j].Digest
-	}
-	stored, err := d.store.Acquire(ctx, layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
-		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}, first)
+	stored, err := d.store.Acquire(ctx, meta, first)
 	if err != nil {
 		if first != nil {
 			first.Close()
@@ -169,6 +168,31 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	})
 	d.layers.change(func(m map[digest.Digest]*layer) { m[il.Blob] = l })
 	return l, nil
+}
+
+func layerMeta(il *index.ImageLayer) layerstore.Meta {
+	digests := make([][32]byte, len(il.Spans))
+	for i := range il.Spans {
+		digests[i] = il.Spans[i].Digest
+	}
+	return layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
+		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}
+}
+
+// sameLayer refuses to share a layer with an image that describes it otherwise:
+// one of the two descriptions lies, and the layer holds what the first one says.
+func (d *Daemon) sameLayer(ctx context.Context, l *layer, m layerstore.Meta) error {
+	same, err := d.store.Acquire(ctx, m, nil)
+	if err != nil {
+		return fmt.Errorf("share layer %s with what uses it now: %w", l.blob, err)
+	}
+	if err := same.Release(); err != nil {
+		return err
+	}
+	if same != l.store {
+		return fmt.Errorf("share layer %s with what uses it now: %w", l.blob, layerstore.ErrQuarantined)
+	}
+	return nil
 }
 
 // windows is where the access points' windows of a layer are: in the local

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,6 +96,12 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	mode, err := d.modeFor(req.Mode)
 	if err != nil {
 		return nil, err
+	}
+	if req.Dir != "" {
+		if req.Dir, err = d.reserve(req.Dir); err != nil {
+			return nil, err
+		}
+		defer d.unreserve(req.Dir)
 	}
 	img, err := d.prepare(ctx, t)
 	if err != nil {
@@ -343,16 +350,46 @@ func (d *Daemon) find(name string) *mounted {
 	if m := d.mounts[name]; m != nil {
 		return m
 	}
-	abs, err := filepath.Abs(name)
-	if err != nil {
-		return nil
+	dir := name
+	if real, err := filepath.EvalSymlinks(name); err == nil {
+		dir = real
 	}
 	for _, m := range d.mounts {
-		if m.ImageDir == abs {
+		if m.ImageDir == dir {
 			return m
 		}
 	}
 	return nil
+}
+
+// reserve returns the directory without symbolic links, and keeps others from
+// mounting there. What is mounted there already is not hidden: when the mount
+// failed it would be taken away.
+func (d *Daemon) reserve(dir string) (string, error) {
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", api.Errorf(api.CodeInvalid, "make the directory first", "mount on %s: %v", dir, err)
+	}
+	if info, err := os.Stat(real); err != nil || !info.IsDir() {
+		return "", api.Errorf(api.CodeInvalid, "", "mount on %s: it is not a directory", dir)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	there, err := mount.ListUnder(real)
+	if err != nil {
+		return "", err
+	}
+	if d.reserved[real] || slices.ContainsFunc(there, func(i mount.Info) bool { return i.Dir == real }) {
+		return "", api.Errorf(api.CodeInUse, "unmount it first, or choose another directory", "mount on %s: something is mounted there already", dir)
+	}
+	d.reserved[real] = true
+	return real, nil
+}
+
+func (d *Daemon) unreserve(dir string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.reserved, dir)
 }
 
 // unmount takes a mount away, once.

@@ -108,7 +108,10 @@ func TestToolsTars(t *testing.T) {
 				t.Fatal(err)
 			}
 			sameAsJudge(t, raw, got, want)
-			sameAsTree(t, dir, raw, got, strings.Contains(strings.Join(c.args, " "), "--sparse"))
+			// bsdtar looks for holes by itself, where its format can say them.
+			args := strings.Join(c.args, " ")
+			sparse := strings.Contains(args, "--sparse") || c.tool == "bsdtar" && strings.Contains(args, "pax")
+			sameAsTree(t, dir, raw, got, sparse)
 		})
 	}
 }

@@ -93,7 +93,7 @@ func (r *remote) operation(ctx context.Context, op, reference string) *operation
 // none.
 func (r *remote) pause(ctx context.Context, op *operation, failed *Error) error {
 	err := op.budget.pause(ctx, failed, r.origin().answered.Load())
-	if op.budget.spent {
+	if op.budget.spent && !errors.Is(failed, errBusy) {
 		r.origin().gaveUp.Store(&givenUp{time.Now(), failed.Err})
 	}
 	return err

@@ -3,7 +3,7 @@
 // A test that needs root, a kernel feature, a tool or the corpus of real images
 // asks here. Where it is missing the test is skipped with the reason; a need
 // named in THAW_REQUIRE (comma separated) fails the test instead, so that CI
-// cannot lose tests silently. Needs are: root, fanotify, runtime, corpus, and
+// cannot lose tests silently. Needs are: root, fanotify, fuse, runtime, corpus, and
 // tool for all external programs.
 package testenv
 
@@ -50,6 +50,17 @@ func NeedFanotify(t testing.TB) {
 	if err := unix.FanotifyMark(fd, unix.FAN_MARK_ADD, unix.FAN_PRE_ACCESS, unix.AT_FDCWD, path); err != nil {
 		missing(t, "fanotify", "needs fanotify pre-content marks in "+filepath.Dir(path)+": "+err.Error())
 	}
+}
+
+// NeedFUSE skips unless /dev/fuse can be opened.
+func NeedFUSE(t testing.TB) {
+	t.Helper()
+	NeedRoot(t)
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		missing(t, "fuse", "needs /dev/fuse: "+err.Error())
+	}
+	unix.Close(fd)
 }
 
 // NeedRuntime skips unless an OCI runtime is installed and returns its name.

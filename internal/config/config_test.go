@@ -1,0 +1,97 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLoad(t *testing.T) {
+	t.Setenv("THAW_ROOT", "")
+	for _, c := range []struct {
+		name, file string
+		want       func(*Config)
+		err        string // part of the error, "" for none
+	}{
+		{"empty", "", func(*Config) {}, ""},
+		{"all", `
+root = "/srv/thaw"
+mount = "eager"
+background = "20MB"
+idle-exit = "5m"
+grace = "2s"
+insecure = ["registry.local:5000"]
+[mirrors]
+"docker.io" = ["https://mirror.example"]
+`, func(c *Config) {
+			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
+				Grace: Duration(2 * time.Second), Insecure: []string{"registry.local:5000"},
+				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}}}
+		}, ""},
+		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},
+		{"wrong type", "root = 3\n", nil, "root"},
+		{"wrong duration", "grace = \"soon\"\n", nil, "soon"},
+		{"wrong rate", "background = \"fast\"\n", nil, "fast"},
+		{"no TOML", "root\n", nil, "parse configuration"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "config.toml")
+			if err := os.WriteFile(path, []byte(c.file), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := Load(path)
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), path) {
+					t.Fatalf("got error %v, want one with %q and the path", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := Default()
+			c.want(&want)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("configuration differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestLoadMissing(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "none.toml")); err == nil {
+		t.Error("a file that was named and is missing is no error")
+	}
+}
+
+func TestLoadEnvironment(t *testing.T) {
+	t.Setenv("THAW_ROOT", "/from/environment")
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte("root = \"/from/file\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(path)
+	if err != nil || got.Root != "/from/environment" {
+		t.Errorf("got %q, %v", got.Root, err)
+	}
+}
+
+func TestParseRate(t *testing.T) {
+	for _, c := range []struct {
+		in   string
+		want int64
+		ok   bool
+	}{
+		{"", 0, true}, {"off", -1, true}, {"1000", 1000, true}, {"20MB", 20_000_000, true}, {"1.5kB", 1500, true},
+		{"0", 0, false}, {"-1", 0, false}, {"on", 0, false}, {"MB", 0, false},
+	} {
+		got, err := ParseRate(c.in)
+		if (err == nil) != c.ok || c.ok && got != c.want {
+			t.Errorf("ParseRate(%q) = %d, %v", c.in, got, err)
+		}
+	}
+}
