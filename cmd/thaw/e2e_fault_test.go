@@ -33,6 +33,7 @@ func TestFaults(t *testing.T) {
 		"delay=100ms",
 	} {
 		t.Run(fault, func(t *testing.T) {
+			t.Parallel() // clients wait most of the time
 			n, s := newNode(t), newLab(t, layout, "none")
 			ref := s.Addr() + "/nginx"
 			if fault == "404,match=/referrers/" { // the index then is under the fallback tag
@@ -62,6 +63,7 @@ func TestFaultsWithoutIndex(t *testing.T) {
 	for _, fault := range []string{"reset=300KB,every=3", "5xx,every=4", "wrong-range=512,every=3", "no-ranges", "stall=200KB,first=2", "token=1s",
 		"redirect=500ms", "short=1000,every=3", "flip=/1000000,first=1"} {
 		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
 			n := newSmallImage(t)
 			setFaults(t, n.lab, fault)
 			dir := n.mkdir()
@@ -76,6 +78,7 @@ const within30 = 30 * time.Second
 
 // TestRegistryGone: who needs bytes that cannot be had gets an error in time.
 func TestRegistryGone(t *testing.T) {
+	t.Parallel()
 	n, _ := newRunNode(t)
 	layout, _ := corpus(t, "nginx")
 	s := newLab(t, layout, "none")
@@ -109,6 +112,7 @@ func TestRegistryGone(t *testing.T) {
 
 // TestNoRegistry: nobody listens, or there is no such image.
 func TestNoRegistry(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	for _, c := range []struct{ name, ref, text string }{
 		{"nobody listens", "127.0.0.1:1/app", "connection refused"},

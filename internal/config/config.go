@@ -89,6 +89,11 @@ func (c *Config) parse(b []byte) error {
 	if errors.As(err, &strict) {
 		return fmt.Errorf("unknown setting:\n%s", strict.String())
 	}
+	var wrong *toml.DecodeError
+	if errors.As(err, &wrong) {
+		line, _ := wrong.Position()
+		return fmt.Errorf("line %d: %w", line, err)
+	}
 	if err != nil {
 		return err
 	}

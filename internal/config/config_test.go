@@ -33,7 +33,7 @@ insecure = ["registry.local:5000"]
 				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}}}
 		}, ""},
 		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},
-		{"wrong type", "root = 3\n", nil, "root"},
+		{"wrong type", "root = 3\n", nil, "line 1"},
 		{"wrong duration", "grace = \"soon\"\n", nil, "soon"},
 		{"wrong rate", "background = \"fast\"\n", nil, "fast"},
 		{"no TOML", "root\n", nil, "parse configuration"},
