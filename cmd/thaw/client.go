@@ -20,6 +20,10 @@ import (
 // startTimeout bounds the start of a daemon.
 const startTimeout = 15 * time.Second
 
+// startAgain is how long to wait before another attempt where a daemon runs but
+// does not answer.
+const startAgain = 200 * time.Millisecond
+
 // logName is where a daemon that was started by a command logs.
 const logName = "daemon.log"
 
@@ -61,16 +65,23 @@ func (g *globalOptions) startDaemon(ctx context.Context, c *api.Client) error {
 		return fmt.Errorf("open log of daemon: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command("/proc/self/exe", g.daemonArgs(c.Root())...)
-	cmd.Args[0] = "thaw"
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start daemon: %w", err)
-	}
 	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	spawn := func() error {
+		cmd := exec.Command("/proc/self/exe", g.daemonArgs(c.Root())...)
+		cmd.Args[0] = "thaw"
+		cmd.Dir = "/"
+		cmd.Stdout, cmd.Stderr = log, log
+		cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return fmt.Errorf("start daemon: %w", err)
+		}
+		go func() { exited <- cmd.Wait() }()
+		return nil
+	}
+	if err := spawn(); err != nil {
+		return err
+	}
+	var again <-chan time.Time
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -83,11 +94,17 @@ func (g *globalOptions) startDaemon(ctx context.Context, c *api.Client) error {
 			}
 		case err := <-exited:
 			// Another command may have started one at the same moment, which
-			// does not answer yet.
-			if err != nil && cmd.ProcessState.ExitCode() != exitRunning {
+			// does not answer yet; or one that does not answer any more is
+			// about to end.
+			var exit *exec.ExitError
+			if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != exitRunning) {
 				return api.Errorf("", "its log is "+log.Name(), "start daemon: %v", err)
 			}
-			exited = nil
+			again = time.After(startAgain)
+		case <-again:
+			if err := spawn(); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return api.Errorf("", "its log is "+log.Name(), "start daemon: it does not answer: %v", ctx.Err())
 		}

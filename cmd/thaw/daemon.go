@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -107,10 +108,28 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if err != nil {
 		return daemon.Config{}, fmt.Errorf("find own program: %w", err)
 	}
-	restart := append([]string{exe}, g.daemonArgs(root)...)
+	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
 	return daemon.Config{Root: root, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
+}
+
+// args are the flags that were given, for a daemon that takes over.
+func (o *daemonOptions) args() []string {
+	var args []string
+	if o.mount != "" {
+		args = append(args, "--mount", o.mount)
+	}
+	if o.background != "" {
+		args = append(args, "--background", o.background)
+	}
+	if o.idleExit != 0 {
+		args = append(args, "--idle-exit", o.idleExit.String())
+	}
+	if o.grace != 0 {
+		args = append(args, "--grace", o.grace.String())
+	}
+	return args
 }
 
 func newKeeperCommand(g *globalOptions) *cobra.Command {

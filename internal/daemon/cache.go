@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -47,6 +49,9 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 	if err := d.waitLayers(ctx, t, layers); err != nil {
 		return nil, err
 	}
+	if err := d.unpinOlder(img, blobs); err != nil {
+		return nil, err
+	}
 	if err := errors.Join(img.waitKept(), d.rememberImage(img, true)); err != nil {
 		return nil, err
 	}
@@ -57,6 +62,16 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 		p.Fetched += l.counter.BytesRead.Load()
 	}
 	return p, nil
+}
+
+// unpinOlder leaves of an image's pins those of what its reference names now.
+// The layers are in use, so nobody removes them in between.
+func (d *Daemon) unpinOlder(img *image, blobs []digest.Digest) error {
+	known := d.knownImage(img.ref)
+	if known == nil || known.ManifestDescriptor.Digest == img.digest {
+		return nil
+	}
+	return errors.Join(d.store.Unpin(pinOwner(img.ref)), d.store.Pin(pinOwner(img.ref), blobs...))
 }
 
 // remove forgets an image, and what then nobody needs, or one layer by its
@@ -71,19 +86,30 @@ func (d *Daemon) remove(ctx context.Context, name string) ([]layerstore.Info, er
 	}
 	path := d.imagePath(ref)
 	stored, err := readImage(path)
-	if err != nil {
+	// A pull that failed has pinned layers of an image that is not here.
+	if err != nil && !slices.Contains(d.store.Owners(), pinOwner(ref)) {
 		return nil, api.Errorf(api.CodeNotFound, "thaw cache ls lists what is here", "image %s is not on this node", ref)
 	}
 	if err := d.store.Unpin(pinOwner(ref)); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(path); err != nil {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("forget image %s: %w", ref, err)
 	}
-	if err := d.indexes.Remove(stored.Digest); err != nil {
-		return nil, err
+	// The index of what is mounted stays: the next daemon needs it to go on.
+	if stored != nil && !d.isMounted(stored.Digest) {
+		if err := d.indexes.Remove(stored.Digest); err != nil {
+			return nil, err
+		}
 	}
 	return d.gc(ctx)
+}
+
+// isMounted reports whether a mount uses the image with that manifest.
+func (d *Daemon) isMounted(manifest digest.Digest) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(d.images(), func(img *image) bool { return img.digest == manifest })
 }
 
 func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerstore.Info, error) {
@@ -96,7 +122,7 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 			continue
 		}
 		err := d.store.Remove(ctx, dgst)
-		if errors.Is(err, layerstore.ErrInUse) {
+		if errors.Is(err, layerstore.ErrInUse) || errors.Is(err, layerstore.ErrPinned) {
 			return nil, api.Errorf(api.CodeInUse, "end what uses it, or thaw cache rm the image that pins it", "%v", err)
 		}
 		return []layerstore.Info{info}, err
@@ -124,8 +150,8 @@ func (d *Daemon) gc(ctx context.Context) ([]layerstore.Info, error) {
 func (d *Daemon) gcMetadata() error {
 	d.mu.Lock()
 	used := map[string]bool{}
-	for _, m := range d.mounts {
-		used[m.img.head.ErofsDigest.Encoded()+".erofs"] = true
+	for _, img := range d.images() {
+		used[img.head.ErofsDigest.Encoded()+".erofs"] = true
 	}
 	d.mu.Unlock()
 	dir := filepath.Join(d.cfg.Root, "metadata")
@@ -134,7 +160,7 @@ func (d *Daemon) gcMetadata() error {
 		return fmt.Errorf("list metadata: %w", err)
 	}
 	for _, e := range entries {
-		if used[e.Name()] {
+		if used[e.Name()] || strings.HasPrefix(e.Name(), ".tmp-") {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {

@@ -23,7 +23,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
@@ -75,12 +74,15 @@ type Daemon struct {
 	layers layers
 	pulls  flights
 
-	// mu guards mounts, reserved and lastBusy. Taken before no other lock of the daemon.
+	// mu guards what follows. Taken before no other lock of the daemon.
 	mu       sync.Mutex
 	mounts   map[string]*mounted // by id
+	making   map[*image]bool     // that are being mounted
 	reserved map[string]bool     // directories that are being mounted on
 	lastBusy time.Time
-	calls    atomic.Int64 // under way
+	calls    int // under way
+	leaving  bool
+	callsEnd sync.WaitGroup // of calls; none is added once leaving
 }
 
 // ErrRunning says that another daemon has the state directory.
@@ -99,7 +101,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("find state directory: %w", err)
 	}
 	cfg.Root = root
-	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{}, lastBusy: time.Now()}
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{}, making: map[*image]bool{}, lastBusy: time.Now()}
 	d.ctx, d.cancel = context.WithCancel(ctx)
 	defer d.cancel()
 	store, err := layerstore.Open(filepath.Join(cfg.Root, "store"), layerstore.Options{Log: d.log, DropCache: true})
@@ -148,6 +150,9 @@ func (d *Daemon) serve() error {
 	go func() {
 		defer close(stopped)
 		<-d.ctx.Done()
+		d.mu.Lock()
+		d.leaving = true
+		d.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		srv.Shutdown(ctx)
@@ -157,6 +162,7 @@ func (d *Daemon) serve() error {
 	err = srv.Serve(l)
 	d.cancel()
 	<-stopped
+	d.callsEnd.Wait() // their clients may be gone, they clean up after themselves
 	if errors.Is(err, http.ErrServerClosed) {
 		err = nil
 	}
@@ -166,24 +172,43 @@ func (d *Daemon) serve() error {
 // shutdown lets go of everything. With mounts left the keeper is not told
 // goodbye: it keeps their readers waiting for the next daemon.
 func (d *Daemon) shutdown() error {
-	d.sched.Close()
 	d.mu.Lock()
 	left := len(d.mounts)
 	d.mu.Unlock()
-	d.wg.Wait()
-	d.layers.closeAll()
-	if d.mounter == nil {
-		return nil
-	}
-	if left > 0 {
+	if left > 0 && d.mounter != nil {
 		d.log.Info("daemon stops, its mounts stay", "mounts", left)
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
-		d.fanotify.Handover(ctx)
+		d.fanotify.Handover(ctx) // before the scheduler stops: readers would fail
+	}
+	d.sched.Close()
+	d.wg.Wait()
+	d.layers.closeAll()
+	if left > 0 || d.mounter == nil {
 		return nil
 	}
 	d.log.Info("daemon stops")
 	return d.mounter.Close()
+}
+
+// enter counts a call in, unless the daemon takes none any more.
+func (d *Daemon) enter() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.leaving {
+		return false
+	}
+	d.calls++
+	d.callsEnd.Add(1)
+	return true
+}
+
+func (d *Daemon) exit() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.calls--
+	d.lastBusy = time.Now()
+	d.callsEnd.Done()
 }
 
 // leaveWhenIdle ends the daemon some time after the last mount and call.
@@ -200,12 +225,14 @@ func (d *Daemon) leaveWhenIdle() {
 		case <-tick.C:
 		}
 		d.mu.Lock()
-		if len(d.mounts) > 0 || d.calls.Load() > 0 {
+		if len(d.mounts) > 0 || d.calls > 0 {
 			d.lastBusy = time.Now()
 		}
 		idle := time.Since(d.lastBusy)
+		leave := idle >= d.cfg.IdleExit
+		d.leaving = d.leaving || leave
 		d.mu.Unlock()
-		if idle >= d.cfg.IdleExit {
+		if leave {
 			d.log.Info("daemon leaves: nothing is mounted", "idle", idle.Round(time.Second))
 			d.cancel()
 			return

@@ -87,15 +87,21 @@ type task struct {
 
 	pulledBytes int64 // compressed layer bytes that passed to make the index
 
-	mu   sync.Mutex // guards held
+	mu   sync.Mutex // guards held and over
 	held []*layerstore.Layer
+	over bool
 }
 
-// hold keeps a layer in use until the task is over.
-func (t *task) hold(l *layerstore.Layer) {
+// hold keeps a layer in use until the task is over. It may be so already, when
+// another call waits for the same layer.
+func (t *task) hold(l *layerstore.Layer) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.over {
+		return l.Release()
+	}
 	t.held = append(t.held, l)
+	return nil
 }
 
 // release lets go of what was held.
@@ -106,7 +112,7 @@ func (t *task) release() error {
 	for _, l := range t.held {
 		errs = append(errs, l.Release())
 	}
-	t.held = nil
+	t.held, t.over = nil, true
 	return errors.Join(errs...)
 }
 

@@ -70,8 +70,7 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 	if err != nil {
 		return nil, err
 	}
-	t.hold(stored)
-	return blob, d.indexes.PutLayer(blob)
+	return blob, errors.Join(t.hold(stored), d.indexes.PutLayer(blob))
 }
 
 // progress reports the compressed bytes of an image that have passed.

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -121,10 +120,6 @@ func (r fileReader) ReadRange(_ context.Context, off, n int64) (io.ReadCloser, e
 	}{io.NewSectionReader(f, r.offset+off, n), f}, nil
 }
 
-// streamChunkBytes is the size of a ranged request of a stream, which has eight
-// of them in memory.
-const streamChunkBytes = 1 << 20
-
 // use returns layer i of an image for one more user, hydrating unless it is
 // complete. first is its descriptor from the keeper, or nil.
 func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*layer, error) {
@@ -160,7 +155,7 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		Store: stored, Format: il.Format, Spans: il.Spans, Data: data,
 		Windows: d.windows(img, i, &l.counter), BytesWindows: il.BytesWindows,
 		Stream: func(ctx context.Context) io.ReadCloser {
-			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{ChunkBytes: streamChunkBytes})
+			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{})
 		},
 		NoRanges:  func() bool { return registry.NoRanges(img.repo) },
 		RateBytes: img.background,
@@ -209,16 +204,20 @@ func (d *Daemon) windows(img *image, i int, counter *registry.Counter) hydrate.B
 // drop ends one use of a layer.
 func (d *Daemon) drop(l *layer) {
 	d.layers.mu.Lock()
-	defer d.layers.mu.Unlock()
-	if l.users--; l.users > 0 {
+	l.users--
+	last := l.users == 0
+	if last {
+		d.layers.change(func(m map[digest.Digest]*layer) { delete(m, l.blob) })
+		l.hydrate.Close()
+	}
+	d.layers.mu.Unlock()
+	if !last {
 		return
 	}
-	d.layers.change(func(m map[digest.Digest]*layer) { delete(m, l.blob) })
-	l.hydrate.Close()
-	if err := l.store.Sync(); err != nil && !errors.Is(err, layerstore.ErrClosed) {
+	// Without the lock: others need not wait for the disk.
+	if err := l.store.Release(); err != nil {
 		d.log.Error("sync layer", "layer", l.blob, "err", err)
 	}
-	l.store.Release()
 }
 
 // layerFinished is told by the scheduler that a layer is complete, or that it

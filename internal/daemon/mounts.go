@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -107,6 +108,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, err
 	}
+	defer d.keepFiles(img)()
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
@@ -119,7 +121,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if !m.Writable {
 		m.ImageDir = req.Dir
 	} else if err := os.Mkdir(m.ImageDir, 0o755); err != nil {
-		return nil, fmt.Errorf("make mount directory: %w", err)
+		return nil, errors.Join(fmt.Errorf("make mount directory: %w", err), os.Remove(m.dir))
 	}
 	if m.Writable {
 		m.Pid, m.PidStart = pid, pidStart(pid)
@@ -139,6 +141,28 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 		}
 	})
 	return m, nil
+}
+
+// keepFiles keeps an image's index and metadata from being removed while it is
+// being mounted, until the function it returns is called.
+func (d *Daemon) keepFiles(img *image) (done func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.making[img] = true
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.making, img)
+	}
+}
+
+// images are those that are mounted or about to be. Called with mu held.
+func (d *Daemon) images() []*image {
+	all := slices.Collect(maps.Keys(d.making))
+	for _, m := range d.mounts {
+		all = append(all, m.img)
+	}
+	return all
 }
 
 // adopt serves a mount from now on.

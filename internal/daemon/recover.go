@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -24,17 +25,15 @@ func (d *Daemon) startMounter() error {
 	if err != nil {
 		return err
 	}
-	d.mode = api.ModeFanotify
-	if d.cfg.Mode == api.ModeEager {
-		d.mode, d.modeReason = api.ModeEager, "the daemon was started with --mount=eager"
-	} else if err := fanotify.Probe(d.ctx, d.cfg.Root); err != nil {
-		if d.cfg.Mode == api.ModeFanotify {
-			return fmt.Errorf("mount path fanotify: %w", err)
-		}
-		d.mode, d.modeReason = api.ModeEager, "fanotify: "+err.Error()
-		d.log.Warn("lazy mounts are not possible here: every image is pulled whole before it starts", "reason", err)
+	// Lazy mounts that an earlier daemon left are served whatever is chosen for
+	// new ones, and prove that fanotify works.
+	lazy := slices.ContainsFunc(records, func(m *mounted) bool {
+		return m.Finished && m.Mode == api.ModeFanotify && m.BootID == bootID()
+	})
+	if err := d.chooseMode(lazy); err != nil {
+		return err
 	}
-	if d.mode == api.ModeEager {
+	if d.mode == api.ModeEager && !lazy {
 		return d.recoverMounts(records, nil)
 	}
 	if d.keeper, err = keeper.Connect(d.ctx, keeper.ClientOptions{Socket: d.keeperSocket(), Command: d.cfg.Keeper,
@@ -42,6 +41,27 @@ func (d *Daemon) startMounter() error {
 		return fmt.Errorf("connect to keeper: %w", err)
 	}
 	return d.recoverMounts(records, d.keeper)
+}
+
+// chooseMode decides on the mount path of new mounts.
+func (d *Daemon) chooseMode(works bool) error {
+	d.mode = api.ModeFanotify
+	if d.cfg.Mode == api.ModeEager {
+		d.mode, d.modeReason = api.ModeEager, "the daemon was started with --mount=eager"
+		return nil
+	}
+	if works {
+		return nil
+	}
+	err := fanotify.Probe(d.ctx, d.cfg.Root)
+	if err != nil && d.cfg.Mode == api.ModeFanotify {
+		return fmt.Errorf("mount path fanotify: %w", err)
+	}
+	if err != nil {
+		d.mode, d.modeReason = api.ModeEager, "fanotify: "+err.Error()
+		d.log.Warn("lazy mounts are not possible here: every image is pulled whole before it starts", "reason", err)
+	}
+	return nil
 }
 
 // KeeperSocketName is the keeper's socket in the state directory.

@@ -60,8 +60,16 @@ func (d *Daemon) handler() http.Handler {
 			writeError(w, api.Errorf(api.CodeInvalid, "", "only root and the daemon's user may call it"))
 			return
 		}
-		d.calls.Add(1)
-		defer d.calls.Add(-1)
+		if !d.enter() {
+			writeError(w, api.Errorf("", "try again", "the daemon is leaving"))
+			return
+		}
+		defer d.exit()
+		// What is under way when the daemon stops is given up as if its client was gone.
+		ctx, cancel := context.WithCancel(r.Context())
+		defer cancel()
+		defer context.AfterFunc(d.ctx, cancel)()
+		r = r.WithContext(ctx)
 		r.Body = http.MaxBytesReader(w, r.Body, maxRequestBytes)
 		mux.ServeHTTP(w, r)
 	})
@@ -97,6 +105,10 @@ func userError(err error) *api.Error {
 		e.Code = api.CodeNotFound
 	case errors.Is(err, http.ErrSchemeMismatch):
 		e.Hint = "plain http needs --plain-http, or the host under insecure in the configuration"
+	case errors.Is(err, layerstore.ErrConflict):
+		e.Hint = "one of two images lies about the layer they share: end what uses it (thaw daemon status) or thaw cache rm it, then try again"
+	case errors.Is(err, layerstore.ErrQuarantined):
+		e.Hint = "its index lied: --index=ignore makes another, once nothing uses the layer any more"
 	case errors.Is(err, unix.ENOSPC):
 		e.Hint = "make room: thaw cache gc, or thaw cache rm IMAGE"
 	}

@@ -18,8 +18,37 @@ import (
 
 var (
 	decoders    = sync.Pool{New: func() any { return new(inflate.Decoder) }}
-	spanBuffers = sync.Pool{New: func() any { b := make([]byte, index.SpanBytes); return &b }}
+	spanBuffers = make(freeList, 8)
+	runBuffers  = make(freeList, 8)
 )
+
+// freeList keeps a few buffers of one size. A sync.Pool would be emptied by
+// every garbage collection, of which there are many in little memory.
+type freeList chan []byte
+
+// get returns a buffer of n bytes; those of up to size bytes come from the list.
+func (f freeList) get(n, size int64) []byte {
+	if n > size {
+		return make([]byte, n)
+	}
+	select {
+	case b := <-f:
+		return b[:n]
+	default:
+		return make([]byte, n, size)
+	}
+}
+
+// put takes a buffer of get back, which nobody uses any more.
+func (f freeList) put(b []byte, size int64) {
+	if int64(cap(b)) != size {
+		return
+	}
+	select {
+	case f <- b:
+	default:
+	}
+}
 
 // readChunk is how much of a body is read at a time.
 const readChunk = 128 << 10
@@ -89,7 +118,8 @@ func (l *Layer) fetchOnce(ctx context.Context, r *run, first, end int) ([]*index
 		return nil, err
 	}
 	defer memory.Release(size)
-	t := &receiver{l: l, run: r, first: first, end: end, start: start, buf: make([]byte, size), haveWindows: make(chan struct{})}
+	t := &receiver{l: l, run: r, first: first, end: end, start: start, buf: runBuffers.get(size, runBytes), haveWindows: make(chan struct{})}
+	defer runBuffers.put(t.buf, runBytes) // all that use it have ended
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
 		defer close(t.haveWindows)
@@ -223,10 +253,10 @@ func (l *Layer) decodeSpan(ctx context.Context, r *run, i int, src, window []byt
 	if err != nil {
 		return &index.SpanError{Layer: meta.Blob.String(), Span: i, Err: err}
 	}
-	buf := spanBuffers.Get().(*[]byte)
-	defer spanBuffers.Put(buf)
+	buf := spanBuffers.get(index.SpanBytes, index.SpanBytes)
+	defer spanBuffers.put(buf, index.SpanBytes)
 	_, n := meta.Span(i)
-	data := (*buf)[:n]
+	data := buf[:n]
 	d := decoders.Get().(*inflate.Decoder)
 	defer decoders.Put(d)
 	if _, err := d.Decode(data, point, src); err != nil {

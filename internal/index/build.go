@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"sync"
 
 	digest "github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
@@ -95,7 +94,11 @@ type decoded struct {
 // run decodes in one goroutine and hashes, scans and hands on in another: each
 // is about half of the work.
 func (b *builder) run(ctx context.Context, r io.Reader) error {
-	pool := sync.Pool{New: func() any { buf := make([]byte, SpanBytes); return &buf }}
+	// Not a sync.Pool, which every garbage collection empties.
+	free := make(chan []byte, buildDepth+2)
+	for range cap(free) {
+		free <- make([]byte, SpanBytes)
+	}
 	queue := make(chan *decoded, buildDepth)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -103,7 +106,12 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 		opts := inflate.ScanOptions{Format: b.layer.Format, SpanBytes: SpanBytes, MaxBytes: b.in.MaxBytes,
 			Prove: true, ProveBytes: b.in.ProveBytes}
 		result, err := inflate.Scan(ctx, r, opts, func(s *inflate.Span) error {
-			buf := *pool.Get().(*[]byte)
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 			d := &decoded{data: buf[:copy(buf, s.Data)], aux: encodeWindow(s.Point), span: Span{
 				OffsetCompressed: s.Point.OffsetCompressed, BytesCompressed: s.EndCompressed - s.Point.OffsetCompressed,
 				Kind: s.Point.Kind, Skip: s.Point.Skip,
@@ -123,8 +131,7 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 			if err := b.take(d); err != nil {
 				return err
 			}
-			buf := d.data[:SpanBytes]
-			pool.Put(&buf)
+			free <- d.data[:SpanBytes]
 		}
 		return nil
 	})

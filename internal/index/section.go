@@ -65,10 +65,10 @@ type section struct {
 }
 
 var (
-	encoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedBetterCompression) })
+	encoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedBetterCompression, 8<<20) })
 	// Windows are many and encoded while a layer streams by: the better level
 	// makes them 3 % smaller and costs half as much again.
-	windowEncoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedDefault) })
+	windowEncoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedDefault, windowHistory) })
 	decoderOnce       = sync.OnceValue(func() *zstd.Decoder {
 		d, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxSectionRaw), zstd.WithDecoderConcurrency(0),
 			zstd.WithDecodeAllCapLimit(true))
@@ -79,13 +79,16 @@ var (
 	})
 )
 
-func newEncoder(level zstd.EncoderLevel) *zstd.Encoder {
-	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
+func newEncoder(level zstd.EncoderLevel, history int) *zstd.Encoder {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithWindowSize(history), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
 	if err != nil {
 		panic(err) // the options are constants
 	}
 	return e
 }
+
+// windowHistory is the encoder's memory of a window record, which is smaller.
+const windowHistory = 64 << 10
 
 // packed makes a compressed section, unless a reader would take it for a bomb.
 func packed(kind uint32, raw []byte) section {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -21,16 +22,12 @@ import (
 )
 
 // parallelLayers is how many layers are made at once: each decodes on one core
-// and hashes on another.
-const parallelLayers = 3
+// and hashes on another, and has some 30 MB of buffers.
+func parallelLayers() int { return min(max(runtime.NumCPU()/2, 2), 3) }
 
 // proveBytes is how much of each span is decoded again when a start waits for
 // the index; the scan itself has seen all of it.
 const proveBytes = 128 << 10
-
-// streamChunkBytes is the size of a ranged request. Some parallelLayers*8 of them
-// are in memory.
-const streamChunkBytes = 2 << 20
 
 // Result is a new index.
 type Result struct {
@@ -49,7 +46,7 @@ func Image(ctx context.Context, img *oci.Image, layer func(ctx context.Context, 
 		return int(img.Layers[b].Descriptor.Size>>10 - img.Layers[a].Descriptor.Size>>10)
 	})
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelLayers)
+	g.SetLimit(parallelLayers())
 	for _, i := range order {
 		g.Go(func() (err error) {
 			blobs[i], err = layer(gctx, i)
@@ -80,7 +77,7 @@ type Sink struct {
 
 // Layer makes the index of one layer in one pass over its bytes.
 func Layer(ctx context.Context, repo registry.Repository, l oci.Layer, sink Sink) (*index.LayerBlob, error) {
-	body := registry.Stream(ctx, repo, l.Descriptor, registry.StreamOptions{ChunkBytes: streamChunkBytes})
+	body := registry.Stream(ctx, repo, l.Descriptor, registry.StreamOptions{})
 	defer body.Close()
 	in := index.BuildInput{Blob: l.Descriptor.Digest, BlobBytes: l.Descriptor.Size, DiffID: l.DiffID}
 	if sink.Span != nil {

@@ -171,7 +171,9 @@ func TestParseImageRefuses(t *testing.T) {
 		{"unknown layer type", func(m, _ map[string]any) { layer(m, 1)["mediaType"] = "application/wasm" }, `layer 1 has media type "application/wasm"`, true},
 		{"no layer type", func(m, _ map[string]any) { delete(layer(m, 1), "mediaType") }, "no media type", true},
 		{"encrypted", func(m, _ map[string]any) { layer(m, 0)["mediaType"] = v1.MediaTypeImageLayerGzip + "+encrypted" }, "encrypted", true},
-		{"nondistributable", func(m, _ map[string]any) { layer(m, 0)["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip" }, "not kept in the registry", true},
+		{"nondistributable", func(m, _ map[string]any) {
+			layer(m, 0)["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+		}, "not kept in the registry", true},
 		{"foreign", func(m, _ map[string]any) {
 			layer(m, 0)["mediaType"] = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 		}, "not kept in the registry", true},

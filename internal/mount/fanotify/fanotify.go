@@ -76,6 +76,7 @@ type Mounter struct {
 	served  chan struct{} // closed when serve has returned
 
 	inline, waited, denied, pending atomic.Int64
+	handover                        atomic.Bool // what cannot be fetched any more is left to the next daemon
 
 	// watches is what serve looks events up in. It is replaced as a whole, under mu.
 	watches atomic.Pointer[map[fileID]*watch]
@@ -328,7 +329,7 @@ func (m *Mounter) settle() (left int) {
 }
 
 // Handover stops answering but leaves everything mounted: the keeper holds it for the next daemon, whose readers wait
-// meanwhile. Fetches in progress are awaited, until the context ends.
+// meanwhile. Fetches in progress are awaited until the context ends; those that are not done then are the next daemon's.
 func (m *Mounter) Handover(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -336,7 +337,10 @@ func (m *Mounter) Handover(ctx context.Context) {
 		return
 	}
 	m.closed = true
-	defer context.AfterFunc(ctx, func() { m.cancel(context.Cause(ctx)) })()
+	defer context.AfterFunc(ctx, func() {
+		m.handover.Store(m.table != nil)
+		m.cancel(context.Cause(ctx))
+	})()
 	m.stop()
 }
 

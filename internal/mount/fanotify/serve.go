@@ -122,7 +122,13 @@ var errPanic = errors.New("handler panicked")
 func (m *Mounter) fetch(r request) {
 	defer m.pending.Add(-1)
 	err := errPanic
-	defer func() { m.answer(r, err, recover()) }()
+	defer func() {
+		panicked := recover()
+		if err != nil && m.handover.Load() {
+			return // it is in the table, and its descriptor stays open until this process ends
+		}
+		m.answer(r, err, panicked)
+	}()
 	err = m.handler.Fetch(m.ctx, r.layer.blob, r.off, r.n)
 	if err == nil && !m.handler.Have(r.layer.blob, r.off, r.n) {
 		err = mount.ErrNotThere
