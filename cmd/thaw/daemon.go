@@ -48,11 +48,11 @@ Exit codes: 0 it was stopped or left, 1 it failed, 3 another daemon runs.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd, g, &opts) },
 	}
-	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, eager (default auto)")
+	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
 	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
 	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
 	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
-	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeEager)
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 	cmd.AddCommand(newDaemonStatusCommand(g), newDaemonStopCommand(g))
 	return cmd
 }

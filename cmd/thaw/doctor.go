@@ -14,6 +14,7 @@ import (
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
+	"github.com/thaw-project/thaw/internal/mount/fuse"
 )
 
 // check is one thing that doctor looked at.
@@ -111,13 +112,24 @@ func (d *diagnosis) probe(ctx context.Context, root string, add func(name, state
 		add("fanotify mount path", stateMissing, err.Error(), "choose another state directory with --root")
 		return
 	}
-	if err := fanotify.Probe(ctx, root); err != nil {
-		d.Mount, d.Reason = api.ModeEager, "fanotify: "+err.Error()
-		add("fanotify mount path", stateWarning, err.Error(),
-			"it needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and file-backed EROFS, and a state directory on ext4, xfs or btrfs; until then images are brought whole before they start")
+	fanotifyErr, fuseErr := fanotify.Probe(ctx, root), fuse.Probe(ctx, root)
+	if fanotifyErr != nil {
+		d.Mount, d.Reason = api.ModeFUSE, "fanotify: "+fanotifyErr.Error()
+		add("fanotify mount path", stateWarning, fanotifyErr.Error(),
+			"it needs Linux 6.14 with CONFIG_FANOTIFY_ACCESS_PERMISSIONS and file-backed EROFS, and a state directory on ext4, xfs or btrfs; until then FUSE is used")
+	} else {
+		add("fanotify mount path", stateOK, "mounted, read, and saw the read", "")
+	}
+	if fuseErr == nil {
+		add("FUSE mount path", stateOK, "mounted, read, and saw the read", "")
 		return
 	}
-	add("fanotify mount path", stateOK, "mounted, read, and saw the read", "")
+	hint := "it is the fallback, and needs /dev/fuse and Linux 6.12 with file-backed EROFS"
+	if fanotifyErr != nil {
+		d.Mount, d.Reason = api.ModeEager, d.Reason+"; fuse: "+fuseErr.Error()
+		hint += "; without both, images are brought whole before they start"
+	}
+	add("FUSE mount path", stateWarning, fuseErr.Error(), hint)
 }
 
 // stateDirectory returns the nearest directory of root that exists, and the

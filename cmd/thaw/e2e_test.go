@@ -36,10 +36,18 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	dir, err := os.MkdirTemp("", "thaw-shared")
+	if err != nil {
+		panic(err)
+	}
+	shared = dir
 	code := m.Run()
-	removeShared()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
+
+// shared is a directory for what is made once for all tests.
+var shared string
 
 // node is a machine's worth of thaw: a state directory and all that is started
 // for it. When the test ends it is stopped, and nothing of it may be left.
@@ -96,7 +104,7 @@ func (n *node) mkdir() string {
 }
 
 func (n *node) environ() []string {
-	return append(os.Environ(), envBeThaw+"=1", "HOME="+n.base, "DOCKER_CONFIG=", "THAW_ROOT=", "THAW_CONFIG="+n.path("config.toml"))
+	return append(os.Environ(), envBeThaw+"=1", "GORACE=atexit_sleep_ms=0", "HOME="+n.base, "DOCKER_CONFIG=", "THAW_ROOT=", "THAW_CONFIG="+n.path("config.toml"))
 }
 
 // command is a thaw command that is not started yet.
@@ -221,7 +229,7 @@ func (n *node) launch(args ...string) *process { n.Helper(); return n.start(n.ru
 // pushIndex puts an image's index into its registry, and nothing on the node.
 func (n *node) pushIndex(ref string) {
 	n.Helper()
-	n.thaw("--root", n.path("index"), "index", "build", "--push", ref)
+	n.thaw("--root", filepath.Join(shared, "index"), "index", "build", "--push", ref)
 }
 
 // status asks the daemon, which has to be there.

@@ -208,14 +208,7 @@ func (t tree) diff(got tree) error {
 // unpacked are the corpus images as umoci unpacks them, made once for all tests.
 var unpacked struct {
 	sync.Mutex
-	dir    string
 	images map[string]tree
-}
-
-func removeShared() {
-	if unpacked.dir != "" {
-		os.RemoveAll(unpacked.dir)
-	}
 }
 
 // corpus returns the layout of the corpus, and what the image holds. Its root has no
@@ -230,14 +223,10 @@ func corpus(t testing.TB, image string) (layout string, want tree) {
 	if want, ok := unpacked.images[image]; ok {
 		return layout, want
 	}
-	if unpacked.dir == "" {
-		dir, err := os.MkdirTemp("", "thaw-unpacked")
-		if err != nil {
-			t.Fatal(err)
-		}
-		unpacked.dir, unpacked.images = dir, map[string]tree{}
+	if unpacked.images == nil {
+		unpacked.images = map[string]tree{}
 	}
-	dir := filepath.Join(unpacked.dir, image)
+	dir := filepath.Join(shared, image)
 	if out, err := exec.Command("umoci", "raw", "unpack", "--image", layout+":"+image, dir).CombinedOutput(); err != nil {
 		t.Fatalf("umoci: %v: %s", err, out)
 	}

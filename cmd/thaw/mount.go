@@ -20,9 +20,9 @@ type mountFlags struct {
 
 func (f *mountFlags) bind(cmd *cobra.Command) {
 	f.imageFlags.bind(cmd, api.PullMissing)
-	cmd.Flags().StringVar(&f.mode, "mount", api.ModeAuto, "how to mount: auto, fanotify, or eager (bring the whole image first)")
+	cmd.Flags().StringVar(&f.mode, "mount", api.ModeAuto, "how to mount: auto, fanotify, fuse, or eager (bring the whole image first)")
 	cmd.Flags().StringVar(&f.background, "background", "", "background hydration: off, or bytes a second such as 20MB (default no limit)")
-	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeEager)
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 }
 
 func (f *mountFlags) mountRequest(image string) (api.MountRequest, error) {

@@ -29,7 +29,7 @@ type Config struct {
 	// Root is the state directory: layers, indexes, sockets. It has to be on
 	// ext4, xfs or btrfs for lazy mounts.
 	Root string `toml:"root"`
-	// Mount is how images are mounted: auto, fanotify or eager.
+	// Mount is how images are mounted: auto, fanotify, fuse or eager.
 	Mount string `toml:"mount"`
 	// Background is the rate of background hydration: off, or bytes a second
 	// with a unit (20MB), or empty for no limit.

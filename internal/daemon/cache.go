@@ -13,6 +13,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/hydrate"
+	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/oci"
 )
@@ -131,18 +132,49 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 }
 
 // gc removes the layers that no mount uses and no image pins, and the metadata
-// and indexes that belonged to them.
+// and indexes that then nothing refers to.
 func (d *Daemon) gc(ctx context.Context) ([]layerstore.Info, error) {
 	removed, err := d.store.GC(ctx, func(layerstore.Info) bool { return false })
 	if err != nil {
 		return removed, err
 	}
+	needed, err := d.indexedLayers()
+	if err != nil {
+		return removed, err
+	}
 	for _, info := range removed {
+		if needed[info.Blob] {
+			continue
+		}
 		if err := d.indexes.RemoveLayer(info.Blob); err != nil {
 			return removed, err
 		}
 	}
 	return removed, d.gcMetadata()
+}
+
+// indexedLayers are those that an image's index on this node refers to. Without
+// their own index, whose windows may be nowhere else, they could not be read.
+func (d *Daemon) indexedLayers() (map[digest.Digest]bool, error) {
+	images, err := d.indexes.Images()
+	if err != nil {
+		return nil, err
+	}
+	layers := map[digest.Digest]bool{}
+	for _, dgst := range images {
+		im, err := d.indexes.Get(dgst)
+		if err != nil {
+			continue // damaged, or removed meanwhile
+		}
+		head, err := index.DecodeImage(im.Head)
+		if err != nil {
+			continue
+		}
+		for i := range head.Layers {
+			layers[head.Layers[i].Blob] = true
+		}
+	}
+	return layers, nil
 }
 
 // gcMetadata removes EROFS images that no mount uses; one that is wanted again

@@ -39,7 +39,7 @@ import (
 type Config struct {
 	Root       string // state directory
 	Version    string
-	Mode       string        // api.ModeAuto, ModeFanotify or ModeEager
+	Mode       string        // api.ModeAuto, ModeFanotify, ModeFUSE or ModeEager
 	Background int64         // bytes/s of compressed layers; 0: no limit, negative: off
 	IdleExit   time.Duration // after the last mount; 0: never
 	Grace      time.Duration // how long readers wait for a new daemon after a crash
@@ -64,8 +64,8 @@ type Daemon struct {
 	clients  clients
 	sched    *hydrate.Scheduler
 	keeper   *keeper.Client    // nil in eager mode
-	mounter  mount.Mounter     // nil in eager mode
-	fanotify *fanotify.Mounter // the same, for taking mounts over
+	mounter  lazyMounter       // nil in eager mode
+	fanotify *fanotify.Mounter // the same, where it is one
 
 	checking sync.Mutex // held while an index is compared with its layers
 
@@ -83,6 +83,13 @@ type Daemon struct {
 	calls    int // under way
 	leaving  bool
 	callsEnd sync.WaitGroup // of calls; none is added once leaving
+}
+
+// lazyMounter is a Mounter whose mounts the next daemon can go on with.
+type lazyMounter interface {
+	mount.Mounter
+	Adopt(spec mount.Spec) error
+	Handover(ctx context.Context)
 }
 
 // ErrRunning says that another daemon has the state directory.
@@ -179,7 +186,7 @@ func (d *Daemon) shutdown() error {
 		d.log.Info("daemon stops, its mounts stay", "mounts", left)
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
-		d.fanotify.Handover(ctx) // before the scheduler stops: readers would fail
+		d.mounter.Handover(ctx) // before the scheduler stops: readers would fail
 	}
 	d.sched.Close()
 	d.wg.Wait()

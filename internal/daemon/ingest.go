@@ -9,6 +9,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/index"
@@ -55,6 +56,11 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 	}
 	defer in.Abort()
 	blob, err := indexer.Layer(ctx, img.repo, l, indexer.Sink{Read: progress.add, Span: func(data []byte) error {
+		if before := in.Size(); before/roomCheckBytes != (before+int64(len(data)))/roomCheckBytes {
+			if err := d.checkRoom(); err != nil {
+				return err
+			}
+		}
 		_, err := in.Write(data)
 		return err
 	}})
@@ -71,6 +77,21 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 		return nil, err
 	}
 	return blob, errors.Join(t.hold(stored), d.indexes.PutLayer(blob))
+}
+
+// What a layer without an index unpacks to, nobody knows before: it ends while
+// there is still room for others on the disk.
+const (
+	reserveBytes   = 256 << 20
+	roomCheckBytes = 32 << 20 // how often to look
+)
+
+func (d *Daemon) checkRoom() error {
+	free, err := d.store.FreeBytes()
+	if err == nil && free < reserveBytes {
+		err = fmt.Errorf("write layer: only %d MiB are left on the disk of %s: %w", free>>20, d.cfg.Root, unix.ENOSPC)
+	}
+	return err
 }
 
 // progress reports the compressed bytes of an image that have passed.

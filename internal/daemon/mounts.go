@@ -338,8 +338,8 @@ func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
 	for _, l := range m.layers {
 		err = errors.Join(err, l.failure())
 	}
-	if err == nil && m.Origin != originLocal && m.Origin != originBuilt {
-		err = d.checkIndex(ctx, m)
+	if m.Origin != originLocal && m.Origin != originBuilt {
+		err = d.checkIndex(ctx, m, err)
 	}
 	if ctx.Err() != nil {
 		return
@@ -394,6 +394,9 @@ func (d *Daemon) reserve(dir string) (string, error) {
 	if err != nil {
 		return "", api.Errorf(api.CodeInvalid, "make the directory first", "mount on %s: %v", dir, err)
 	}
+	if within(d.cfg.Root, real) || within(real, d.cfg.Root) {
+		return "", api.Errorf(api.CodeInvalid, "choose another directory", "mount on %s: it would hide the state directory %s, or lie in it", dir, d.cfg.Root)
+	}
 	if info, err := os.Stat(real); err != nil || !info.IsDir() {
 		return "", api.Errorf(api.CodeInvalid, "", "mount on %s: it is not a directory", dir)
 	}
@@ -408,6 +411,12 @@ func (d *Daemon) reserve(dir string) (string, error) {
 	}
 	d.reserved[real] = true
 	return real, nil
+}
+
+// within reports whether path is dir or below it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }
 
 func (d *Daemon) unreserve(dir string) {
@@ -450,7 +459,7 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 	if d.mounter != nil {
 		errs = append(errs, d.mounter.Unmount(ctx, m.ImageDir))
 	} else {
-		_, err := mount.Unmount(ctx, m.ImageDir)
+		_, err := mount.UnmountEROFS(ctx, m.ImageDir)
 		errs = append(errs, err)
 	}
 	for _, l := range m.layers {

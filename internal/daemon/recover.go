@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,12 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
+	"github.com/thaw-project/thaw/internal/mount/fuse"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 	"github.com/thaw-project/thaw/internal/oci"
 )
@@ -26,42 +30,94 @@ func (d *Daemon) startMounter() error {
 		return err
 	}
 	// Lazy mounts that an earlier daemon left are served whatever is chosen for
-	// new ones, and prove that fanotify works.
-	lazy := slices.ContainsFunc(records, func(m *mounted) bool {
-		return m.Finished && m.Mode == api.ModeFanotify && m.BootID == bootID()
-	})
-	if err := d.chooseMode(lazy); err != nil {
+	// new ones, and prove that their way works.
+	left := leftBehind(records)
+	if err := d.chooseMode(left); err != nil {
 		return err
 	}
-	if d.mode == api.ModeEager && !lazy {
-		return d.recoverMounts(records, nil)
+	path := cmp.Or(left, d.mode)
+	if path == api.ModeEager {
+		return d.recoverMounts(records, path, nil)
 	}
 	if d.keeper, err = keeper.Connect(d.ctx, keeper.ClientOptions{Socket: d.keeperSocket(), Command: d.cfg.Keeper,
 		LogPath: filepath.Join(d.cfg.Root, keeperLogName), Log: d.log}); err != nil {
 		return fmt.Errorf("connect to keeper: %w", err)
 	}
-	return d.recoverMounts(records, d.keeper)
+	if path == api.ModeFUSE && d.keeper.Inherited() {
+		// Its mounts may be gone, but what detached from them may still read.
+		path = api.ModeFanotify
+		if d.mode == api.ModeFUSE {
+			d.mode, d.modeReason = path, "layers of an earlier daemon are still watched by fanotify"
+		}
+	}
+	if path == api.ModeFanotify {
+		fuse.DropHeld(d.keeper)
+	}
+	return d.recoverMounts(records, path, d.keeper)
 }
 
-// chooseMode decides on the mount path of new mounts.
-func (d *Daemon) chooseMode(works bool) error {
-	d.mode = api.ModeFanotify
-	if d.cfg.Mode == api.ModeEager {
-		d.mode, d.modeReason = api.ModeEager, "the daemon was started with --mount=eager"
-		return nil
+// leftBehind returns the mount path of the lazy mounts that an earlier daemon
+// left, or "". There is one at most: a daemon has one lazy path.
+func leftBehind(records []*mounted) string {
+	for _, mode := range []string{api.ModeFanotify, api.ModeFUSE} {
+		if slices.ContainsFunc(records, func(m *mounted) bool { return m.Finished && m.Mode == mode && m.BootID == bootID() }) {
+			return mode
+		}
 	}
-	if works {
+	return ""
+}
+
+// chooseMode decides on the mount path of new mounts. left is that of mounts that
+// an earlier daemon left: a daemon has one lazy path, so it keeps to it.
+func (d *Daemon) chooseMode(left string) error {
+	wanted := cmp.Or(d.cfg.Mode, api.ModeAuto)
+	switch {
+	case wanted == api.ModeEager:
+		d.mode, d.modeReason = wanted, "the daemon was started with --mount=eager"
+		return nil
+	case left != "":
+		d.mode = left
+		d.modeReason = d.whyLeft(wanted)
+		return nil
+	case wanted == api.ModeFUSE:
+		d.mode, d.modeReason = wanted, "the daemon was started with --mount=fuse"
+		if err := fuse.Probe(d.ctx, d.cfg.Root); err != nil {
+			return fmt.Errorf("mount path fuse: %w", err)
+		}
 		return nil
 	}
 	err := fanotify.Probe(d.ctx, d.cfg.Root)
-	if err != nil && d.cfg.Mode == api.ModeFanotify {
+	if err == nil {
+		d.mode = api.ModeFanotify
+		return nil
+	}
+	if wanted == api.ModeFanotify {
 		return fmt.Errorf("mount path fanotify: %w", err)
 	}
-	if err != nil {
-		d.mode, d.modeReason = api.ModeEager, "fanotify: "+err.Error()
-		d.log.Warn("lazy mounts are not possible here: every image is pulled whole before it starts", "reason", err)
+	d.mode, d.modeReason = api.ModeFUSE, "fanotify: "+err.Error()
+	if err := fuse.Probe(d.ctx, d.cfg.Root); err != nil {
+		d.mode, d.modeReason = api.ModeEager, d.modeReason+"; fuse: "+err.Error()
+		d.log.Warn("lazy mounts are not possible here: every image is pulled whole before it starts", "reason", d.modeReason)
+		return nil
 	}
+	d.log.Warn("lazy mounts go through FUSE: fanotify is not possible here", "reason", d.modeReason)
 	return nil
+}
+
+// whyLeft says why new mounts go the way of those that an earlier daemon left.
+func (d *Daemon) whyLeft(wanted string) string {
+	if wanted == api.ModeAuto && d.mode == api.ModeFUSE {
+		if err := fanotify.Probe(d.ctx, d.cfg.Root); err != nil {
+			return "fanotify: " + err.Error()
+		}
+	}
+	switch {
+	case wanted == api.ModeFUSE && d.mode == wanted:
+		return "the daemon was started with --mount=fuse"
+	case d.mode == api.ModeFanotify && wanted != api.ModeFUSE:
+		return ""
+	}
+	return "mounts that an earlier daemon made are still there"
 }
 
 // KeeperSocketName is the keeper's socket in the state directory.
@@ -98,7 +154,7 @@ func (d *Daemon) readRecords() ([]*mounted, error) {
 
 // recoverMounts takes over what is still mounted. Layers come first: their
 // readers are waiting for the answers that start with the mounter.
-func (d *Daemon) recoverMounts(records []*mounted, k *keeper.Client) error {
+func (d *Daemon) recoverMounts(records []*mounted, path string, k *keeper.Client) error {
 	held := map[digest.Digest]*os.File{}
 	if k != nil {
 		var err error
@@ -120,15 +176,12 @@ func (d *Daemon) recoverMounts(records []*mounted, k *keeper.Client) error {
 		f.Close()
 	}
 	if k != nil {
-		var err error
-		d.fanotify, err = fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Keeper: k, Log: d.log})
-		if err != nil {
-			return fmt.Errorf("watch layers: %w", err)
+		if err := d.makeMounter(path, k, alive); err != nil {
+			return err
 		}
-		d.mounter = d.fanotify
 	}
 	for _, m := range alive {
-		if err := d.takeOver(m); err != nil {
+		if err := d.takeOver(m, path); err != nil {
 			d.log.Error("mount cannot be taken over and is taken away", "mount", m.ID, "err", err)
 			dead = append(dead, m)
 			continue
@@ -141,6 +194,30 @@ func (d *Daemon) recoverMounts(records []*mounted, k *keeper.Client) error {
 			d.log.Error("clean up mount", "mount", m.ID, "err", err)
 		}
 	}
+	return nil
+}
+
+// makeMounter starts to answer the readers of what is mounted.
+func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) error {
+	if path == api.ModeFUSE {
+		opts := fuse.Options{Handler: &d.layers, Keeper: k, Log: d.log}
+		for _, m := range alive {
+			if m.Mode == path {
+				opts.Layers = append(opts.Layers, specLayers(m.layers)...)
+			}
+		}
+		mounter, err := fuse.New(d.ctx, opts)
+		if err != nil {
+			return fmt.Errorf("serve layers: %w", err)
+		}
+		d.mounter = mounter
+		return nil
+	}
+	mounter, err := fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Keeper: k, Log: d.log})
+	if err != nil {
+		return fmt.Errorf("watch layers: %w", err)
+	}
+	d.mounter, d.fanotify = mounter, mounter
 	return nil
 }
 
@@ -207,14 +284,14 @@ func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
 }
 
 // takeOver tells the mounter of a mount.
-func (d *Daemon) takeOver(m *mounted) error {
+func (d *Daemon) takeOver(m *mounted, path string) error {
 	if m.Mode == api.ModeEager {
 		return nil
 	}
-	if d.fanotify == nil {
-		return errors.New("this daemon mounts eagerly only")
+	if m.Mode != path {
+		return fmt.Errorf("this daemon's mount path is %s", path)
 	}
-	return d.fanotify.Adopt(mount.Spec{Dir: m.ImageDir, Layers: specLayers(m.layers)})
+	return d.mounter.Adopt(mount.Spec{Dir: m.ImageDir, Layers: specLayers(m.layers)})
 }
 
 // modeFor decides how a mount is made.
@@ -224,21 +301,33 @@ func (d *Daemon) modeFor(wanted string) (string, error) {
 		return d.mode, nil
 	case api.ModeEager:
 		return api.ModeEager, nil
-	case api.ModeFanotify:
-		if d.mode != api.ModeFanotify {
-			return "", api.Errorf(api.CodeUnsupported, "see thaw doctor", "mount path fanotify is not possible here: %s", d.modeReason)
+	case api.ModeFanotify, api.ModeFUSE:
+		if d.mode == wanted {
+			return wanted, nil
 		}
-		return api.ModeFanotify, nil
+		reason := cmp.Or(d.modeReason, "it is better")
+		return "", api.Errorf(api.CodeUnsupported, "see thaw doctor; thaw daemon stop, then thaw daemon --mount="+wanted+" asks for it",
+			"the daemon's mount path is %s, not %s: %s", d.mode, wanted, reason)
 	}
-	return "", api.Errorf(api.CodeInvalid, "use auto, fanotify or eager", "unknown mount path %q", wanted)
+	return "", api.Errorf(api.CodeInvalid, "use auto, fanotify, fuse or eager", "unknown mount path %q", wanted)
 }
 
 // checkIndex compares an index that was fetched with what the layers, now
-// complete, hold. One that lied is quarantined.
-func (d *Daemon) checkIndex(ctx context.Context, m *mounted) error {
-	err := d.compareIndex(ctx, m)
+// complete, hold; err is why they are not. An index that lied is quarantined.
+func (d *Daemon) checkIndex(ctx context.Context, m *mounted, err error) error {
+	var diffID *layerstore.DiffIDError
+	if err != nil && !errors.As(err, &diffID) {
+		return err
+	}
+	if err == nil {
+		err = d.compareIndex(ctx, m)
+	}
 	if err == nil || ctx.Err() != nil {
 		return nil
+	}
+	var errno syscall.Errno // the disk's fault says nothing of the index
+	if errors.As(err, &errno) {
+		return err
 	}
 	if qerr := d.indexes.Quarantine(m.Manifest, m.img.index, err.Error()); qerr != nil {
 		err = errors.Join(err, qerr)

@@ -265,7 +265,7 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 func (d *Daemon) describe(m *mounted, config bool) *api.Mount {
 	out := &api.Mount{ID: m.ID, Image: m.img.ref.String(), Manifest: m.Manifest, Dir: m.ImageDir, Mode: m.Mode, Index: m.Origin,
 		Pid: m.Pid, Created: m.Created, Phases: m.Committed, Stats: m.stats()}
-	if m.Mode == api.ModeEager && d.mode == api.ModeEager {
+	if m.Mode == d.mode {
 		out.ModeReason = d.modeReason
 	}
 	if m.Writable {

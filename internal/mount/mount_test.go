@@ -196,3 +196,44 @@ func TestUnmount(t *testing.T) {
 		t.Errorf("still mounted: %v, %v", left, err)
 	}
 }
+
+func TestUnmountEROFS(t *testing.T) {
+	testenv.NeedRoot(t)
+	base, dir := t.TempDir(), t.TempDir()
+	metadata, device := writeImage(t, base, make([]byte, 512))
+	tmpfs := func() {
+		t.Helper()
+		if err := unix.Mount("other", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	top := func() string {
+		t.Helper()
+		under, err := ListUnder(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(under) == 0 {
+			return ""
+		}
+		return under[len(under)-1].Type
+	}
+
+	tmpfs() // somebody else's stays
+	if _, err := UnmountEROFS(t.Context(), dir); err != nil || top() != "tmpfs" {
+		t.Errorf("%v, %q is mounted", err, top())
+	}
+	mustUnmount(t, dir)
+
+	if err := EROFS(metadata, []string{device}, dir); err != nil {
+		t.Fatal(err)
+	}
+	tmpfs() // over ours
+	if _, err := UnmountEROFS(t.Context(), dir); !errors.Is(err, unix.EBUSY) || top() != "tmpfs" {
+		t.Errorf("%v, %q is mounted", err, top())
+	}
+	mustUnmount(t, dir)
+	if _, err := UnmountEROFS(t.Context(), dir); err != nil || top() != "" {
+		t.Errorf("%v, %q is mounted", err, top())
+	}
+}

@@ -40,3 +40,27 @@ func Unmount(ctx context.Context, dir string) (detached bool, err error) {
 		return true, nil
 	}
 }
+
+// UnmountEROFS is Unmount for the EROFS mount on dir, and for nothing else: what somebody else has mounted there stays. Where
+// it hides the EROFS mount that is an error (EBUSY). dir has no symbolic links.
+func UnmountEROFS(ctx context.Context, dir string) (detached bool, err error) {
+	under, err := ListUnder(dir)
+	if err != nil {
+		return false, fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	var top Info
+	found := false
+	for _, info := range under {
+		if info.Dir == dir {
+			top = info
+			found = found || info.Type == "erofs"
+		}
+	}
+	if !found {
+		return false, nil
+	}
+	if top.Type != "erofs" {
+		return false, fmt.Errorf("unmount %s: %s (%s) is mounted over it: %w", dir, top.Source, top.Type, unix.EBUSY)
+	}
+	return Unmount(ctx, dir)
+}

@@ -20,6 +20,7 @@ import (
 const (
 	ModeAuto     = "auto"
 	ModeFanotify = "fanotify"
+	ModeFUSE     = "fuse"
 	ModeEager    = "eager"
 )
 

@@ -267,7 +267,7 @@ func (m *Mounter) Unmount(ctx context.Context, dir string) error {
 }
 
 func (m *Mounter) unmount(ctx context.Context, dir string) error {
-	detached, err := mount.Unmount(ctx, dir)
+	detached, err := mount.UnmountEROFS(ctx, dir)
 	if detached {
 		m.log.Warn("mount was in use and is detached: its layers stay watched until its last file is closed", "dir", dir)
 	}

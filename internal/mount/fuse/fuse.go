@@ -11,9 +11,9 @@
 // too, so a third copy in FUSE's page cache would only cost memory.
 //
 // It fails closed. When the process dies, and nobody else holds its Connection, the kernel answers all reads of layers that were not passed
-// through with an error, for ever: those mounts are dead and must be taken away. Where a Connection is held elsewhere readers
-// wait, and a new daemon goes on with it (Options.Connection): the kernel's first request is kept beside it,
-// file numbers are made from digests, and the kernel sends unanswered requests again (Linux 6.9).
+// through with an error, for ever: those mounts are dead and must be taken away. With a keeper readers wait, and a new daemon goes on with
+// the connection: the kernel's first request is kept beside it, file numbers are made from digests, and the kernel sends
+// unanswered requests again (Linux 6.9). After its grace time the keeper answers them with EIO, until a daemon comes.
 //
 // It needs file-backed EROFS (Linux 6.12). For older kernels it makes no loop devices: ErrUnsupported says so.
 //
@@ -37,6 +37,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/mount/keeper"
 )
 
 // DefaultWorkers is how many fetches for waiting readers are in progress at most. More wait in memory.
@@ -46,9 +47,12 @@ const DefaultWorkers = 256
 type Options struct {
 	// Handler answers the reads.
 	Handler mount.Handler
-	// Connection is that of an earlier daemon, which is gone, or nil. New owns it, also when it fails.
+	// Keeper holds the Connection while this process is away; the Mounter says goodbye to it. Nil: the death of this process
+	// is that of its mounts. New takes it over, also when it fails.
+	Keeper *keeper.Client
+	// Connection is that of an earlier daemon, which is gone, where it is not the keeper's. New owns it, also when it fails.
 	Connection *Connection
-	// Layers are those that the mounts on that connection use; reads of any other fail with EIO.
+	// Layers are those that the mounts on an earlier daemon's connection use; reads of any other fail with EIO.
 	Layers []mount.Layer
 	// Workers is how many fetches run at once; DefaultWorkers when 0.
 	Workers int
@@ -69,10 +73,12 @@ type Mounter struct {
 	log     *slog.Logger
 	report  report
 
-	device *device
-	treeFD int
-	ctx    context.Context
-	cancel context.CancelCauseFunc // lets fetches fail
+	keeper  *keeper.Client
+	device  *device
+	resumed bool // the connection is an earlier daemon's
+	treeFD  int
+	ctx     context.Context
+	cancel  context.CancelCauseFunc // lets fetches fail
 	// fetching and buffers bound the workers: how many fetch, and how many send.
 	fetching chan struct{}
 	buffers  chan []byte
@@ -101,26 +107,22 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 	}
 	readers := max(runtime.GOMAXPROCS(0), 2)
 	m := &Mounter{
-		handler: opts.Handler, log: opts.Log, report: report{log: opts.Log}, mounts: map[string][]uint64{},
+		handler: opts.Handler, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log}, mounts: map[string][]uint64{},
 		fetching: make(chan struct{}, opts.Workers), buffers: make(chan []byte, readers),
 	}
 	for range readers {
 		m.buffers <- nil // made when it is needed
 	}
 	m.nodes.Store(&map[uint64]*node{})
-	var err error
-	for _, layer := range opts.Layers {
-		if _, addErr := m.add(layer, true); addErr != nil {
-			m.log.Error("reads of a layer fail: it cannot be taken over", "err", addErr)
-		}
-	}
-	files := &files{RawFileSystem: protocol.NewDefaultRawFileSystem(), m: m}
-	if m.device, err = openDevice(opts.Connection, newServer(files, m.log)); err == nil {
-		m.treeFD, err = rawFD(m.device.Tree)
-	}
-	if err != nil {
+	if err := m.connect(ctx, opts); err != nil {
 		for _, n := range *m.nodes.Load() {
 			unix.Close(n.fd)
+		}
+		if m.device != nil {
+			m.device.Close()
+		}
+		if m.keeper != nil {
+			m.keeper.Close() // not goodbye: if it holds a connection, somebody must come for its readers
 		}
 		return nil, err
 	}
@@ -129,6 +131,68 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 		m.readers.Go(m.serve)
 	}
 	return m, nil
+}
+
+// connect takes an earlier daemon's connection over, or makes one, and has the keeper hold it.
+func (m *Mounter) connect(ctx context.Context, opts Options) error {
+	server := func() *protocol.ProtocolServer {
+		return newServer(&files{RawFileSystem: protocol.NewDefaultRawFileSystem(), m: m}, m.log)
+	}
+	held := opts.Connection
+	if held == nil && m.keeper != nil {
+		var err error
+		if held, err = heldBy(m.keeper); err != nil {
+			return err
+		}
+	}
+	if held != nil {
+		var err error
+		if m.device, err = openDevice(held, server()); err != nil {
+			m.log.Error("mounts of an earlier daemon are dead: their FUSE connection cannot be taken over", "err", err)
+		}
+		m.resumed = err == nil
+	}
+	if m.resumed {
+		for _, layer := range opts.Layers {
+			if _, err := m.add(layer, true); err != nil {
+				m.log.Error("reads of a layer fail: it cannot be taken over", "err", err)
+			}
+		}
+	} else {
+		var err error
+		if m.device, err = openDevice(nil, server()); err != nil {
+			return err
+		}
+	}
+	var err error
+	if m.treeFD, err = rawFD(m.device.Tree); err != nil {
+		return err
+	}
+	if m.keeper == nil {
+		return nil
+	}
+	return m.keeper.Hold(ctx, map[digest.Digest]*os.File{
+		keeper.FUSEDevice: m.device.Device, keeper.FUSETree: m.device.Tree, keeper.FUSEInit: m.device.Init,
+	})
+}
+
+// heldBy returns the connection that the keeper holds, or nil.
+func heldBy(k *keeper.Client) (*Connection, error) {
+	files, err := k.Layers()
+	if err != nil {
+		return nil, fmt.Errorf("take FUSE connection over from keeper: %w", err)
+	}
+	held := &Connection{Device: files[keeper.FUSEDevice], Tree: files[keeper.FUSETree], Init: files[keeper.FUSEInit]}
+	for blob, f := range files {
+		if !keeper.IsFUSE(blob) {
+			f.Close()
+		}
+	}
+	if held.Device == nil || held.Tree == nil || held.Init == nil {
+		held.Close()
+		return nil, nil
+	}
+	return held, nil
 }
 
 // Stats returns the counts.
@@ -174,6 +238,9 @@ func (m *Mounter) Mount(ctx context.Context, spec mount.Spec) error {
 func (m *Mounter) Adopt(spec mount.Spec) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.resumed {
+		return fmt.Errorf("adopt mount %s: its FUSE connection is dead", spec.Dir)
+	}
 	mounted, err := mount.ListUnder(spec.Dir)
 	if err != nil {
 		return fmt.Errorf("adopt mount %s: %w", spec.Dir, err)
@@ -207,7 +274,7 @@ func (m *Mounter) Unmount(ctx context.Context, dir string) error {
 }
 
 func (m *Mounter) unmount(ctx context.Context, dir string) error {
-	detached, err := mount.Unmount(ctx, dir)
+	detached, err := mount.UnmountEROFS(ctx, dir)
 	if detached {
 		m.log.Warn("mount was in use and is detached: its layers are served until its last file is closed", "dir", dir)
 	}
@@ -236,7 +303,7 @@ func (m *Mounter) Close() error {
 		errs = append(errs, m.unmount(context.Background(), dir))
 	}
 	m.mu.Unlock()
-	m.stop()
+	m.stop(false)
 	return errors.Join(errs...)
 }
 
@@ -251,18 +318,31 @@ func (m *Mounter) Handover(ctx context.Context) {
 	m.closed = true
 	m.mu.Unlock()
 	defer context.AfterFunc(ctx, func() { m.cancel(errHandover) })()
-	m.stop()
+	m.stop(true)
 }
 
-// stop ends serve, waits for what it handed out, and lets go of the connection.
-func (m *Mounter) stop() {
+// stop ends serve, waits for what it handed out, and lets go of the connection; keep: the keeper does not.
+func (m *Mounter) stop(keep bool) {
 	_ = m.device.Device.SetReadDeadline(longAgo)
 	m.readers.Wait()
 	m.workers.Wait()
 	m.cancel(os.ErrClosed)
+	if m.keeper != nil {
+		if !keep {
+			DropHeld(m.keeper)
+		}
+		m.keeper.Goodbye()
+	}
 	m.device.Close()
 	for _, n := range *m.nodes.Load() {
 		unix.Close(n.fd)
+	}
+}
+
+// DropHeld has a keeper let go of a connection that nobody goes on with: its mounts are dead from then on.
+func DropHeld(k *keeper.Client) {
+	for _, name := range []digest.Digest{keeper.FUSEDevice, keeper.FUSETree, keeper.FUSEInit} {
+		k.Drop(name)
 	}
 }
 

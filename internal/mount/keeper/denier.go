@@ -29,6 +29,9 @@ type denier struct {
 func startDenier(groupFD int, layers map[digest.Digest]int, log *slog.Logger) (*denier, error) {
 	d := &denier{names: map[fileID]digest.Digest{}, said: map[fileID]bool{}, log: log, done: make(chan struct{})}
 	for blob, fd := range layers {
+		if IsFUSE(blob) {
+			continue // to stat it might wait for the daemon
+		}
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, fmt.Errorf("stat layer %s: %w", blob, err)

@@ -8,6 +8,8 @@
 // within the grace time it reads the group itself and denies everything with EIO, until one comes. Only one process
 // ever reads the group: the keeper stops before it hands it over.
 //
+// A FUSE connection (package fuse) is held in the same way: its requests wait in the kernel, and are denied after the grace time.
+//
 // If the keeper dies, the daemon's Client (which holds the same descriptors) starts another one and hands all over again.
 //
 // It fetches nothing, answers no read with anything but EIO, and has no state on disk. If daemon and keeper are
@@ -122,12 +124,13 @@ type keeper struct {
 	connectedAt time.Time
 	goodbye     bool // the daemon that is away left on purpose
 
-	denier   *denier     // non-nil: nobody came in time
-	child    *exec.Cmd   // a daemon that was started and has not exited
-	restarts int         // in a row, of daemons that did not live long
-	grace    *time.Timer // non-nil while the daemon is away and readers wait
-	restart  *time.Timer // non-nil when a start is due
-	idle     <-chan time.Time
+	denier     *denier     // non-nil: nobody came in time
+	fuseDenier *fuseDenier // the same for a FUSE connection
+	child      *exec.Cmd   // a daemon that was started and has not exited
+	restarts   int         // in a row, of daemons that did not live long
+	grace      *time.Timer // non-nil while the daemon is away and readers wait
+	restart    *time.Timer // non-nil when a start is due
+	idle       <-chan time.Time
 
 	stop     chan struct{} // closed when loop has returned
 	accepted chan *net.UnixConn
@@ -186,10 +189,7 @@ func (k *keeper) connect(conn *net.UnixConn) {
 		conn.Close()
 		return
 	}
-	if k.denier != nil {
-		k.denier.close() // one reader at a time: it has stopped when this returns
-		k.denier = nil
-	}
+	k.stopDeniers() // one reader at a time: they have stopped when this returns
 	if err := k.welcome(conn); err != nil {
 		k.log.Warn("daemon went away while it was connecting", "err", err)
 		conn.Close()
@@ -330,6 +330,14 @@ func (k *keeper) startDaemon() {
 // deny is the state after the grace time: reads fail until a daemon comes.
 func (k *keeper) deny() {
 	k.idle = time.Tick(idleCheck)
+	if device, ok := k.layers[FUSEDevice]; ok {
+		k.log.Error("no daemon came: reads through FUSE fail with EIO", "grace", k.opts.Grace)
+		d, err := startFUSEDenier(device, k.log)
+		if err != nil {
+			k.log.Error("deny reads through FUSE: they wait for a daemon instead", "err", err)
+		}
+		k.fuseDenier = d
+	}
 	if k.group < 0 {
 		return
 	}
@@ -342,9 +350,24 @@ func (k *keeper) deny() {
 	k.denier = d
 }
 
-// unused says that no daemon is expected, and nobody else has a layer open.
+func (k *keeper) stopDeniers() {
+	if k.denier != nil {
+		k.denier.close()
+		k.denier = nil
+	}
+	if k.fuseDenier != nil {
+		k.fuseDenier.close()
+		k.fuseDenier = nil
+	}
+}
+
+// unused says that no daemon is expected, and nobody else has a layer open. Who uses a FUSE connection the kernel does not say: one that is
+// held is in use.
 func (k *keeper) unused() bool {
 	if k.conn != nil || (!k.goodbye && len(k.opts.RestartCommand) > 0 && len(k.layers) > 0) {
+		return false
+	}
+	if _, ok := k.layers[FUSEDevice]; ok {
 		return false
 	}
 	for blob, fd := range k.layers {
@@ -405,9 +428,7 @@ func (k *keeper) close(listener *net.UnixListener) {
 	close(k.stop)
 	os.Remove(k.opts.Socket) // before nobody listens: from then on another keeper may put its own there
 	listener.Close()
-	if k.denier != nil {
-		k.denier.close()
-	}
+	k.stopDeniers()
 	if k.conn != nil {
 		k.conn.Close()
 	}
