@@ -8,7 +8,7 @@ PREFIX ?= /usr/local
 export THAW_CORPUS ?= /var/cache/thaw/corpus
 
 # What tests may not skip: see internal/testenv.
-REQUIRE ?= root,fanotify,runtime,corpus,tool
+REQUIRE ?= root,fanotify,fuse,runtime,corpus,tool
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTEST ?= go test
 BENCH ?= .

@@ -41,8 +41,9 @@ func newDaemonCommand(g *globalOptions) *cobra.Command {
 		Long: `Run the daemon of a state directory in the foreground. Other commands start one
 where none runs; it then leaves some time after the last mount.
 
-Ctrl-C ends the daemon; what is mounted stays, and its readers wait for the next
-daemon (see --grace). thaw daemon stop is the orderly end.
+Ctrl-C ends the daemon; what is mounted stays, and readers of what is not here
+wait for the next daemon. If none comes within --grace their reads fail, until
+one does. thaw daemon stop is the orderly end.
 
 Exit codes: 0 it was stopped or left, 1 it failed, 3 another daemon runs.`,
 		Args: cobra.NoArgs,

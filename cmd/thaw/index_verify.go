@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"text/tabwriter"
 
 	"github.com/docker/go-units"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/indexer"
 )
 
 func newIndexInspectCommand(g *globalOptions) *cobra.Command {
@@ -126,63 +128,117 @@ func (in *inspected) print(w io.Writer) error {
 func newIndexVerifyCommand(g *globalOptions) *cobra.Command {
 	var plainHTTP bool
 	cmd := &cobra.Command{
-		Use:   "verify IMAGE",
+		Use:   "verify IMAGE | verify FILE IMAGE",
 		Short: "Check an image's index against the image's layers, byte for byte",
-		Long: `Check an image's index against the image's layers: every layer is read whole, its
-digests are proven, each span and each file's metadata is compared with the index,
-and each access point is decoded from.
+		Long: `Check an image's index, or a file that holds the head of it or the index of one
+of its layers, against the image's layers: every layer is read whole, its digests
+are proven, each span and each file's metadata is compared with the index, and each
+access point is decoded from.
 
 Exit codes: 0 the index is right, 1 it is not, or it could not be checked.`,
-		Args: exactArgs("IMAGE"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			t, err := g.indexTask(cmd.Context(), args[0], plainHTTP)
-			if err != nil {
-				return err
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 || len(args) == 2 {
+				return nil
 			}
-			defer t.client.Close()
-			f, err := t.find(cmd.Context())
-			if err != nil {
-				return err
-			}
-			if err := t.verify(cmd.Context(), f, newProgress(cmd.ErrOrStderr(), args[0])); err != nil {
-				return fmt.Errorf("index %s (%s) of %s: %w", f.digest, f.where, t.img.Reference, err)
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: index %s (%s) matches all %d layers\n", t.img.Reference, f.digest, f.where, len(t.img.Layers))
-			return nil
+			return usageError{errors.New("want IMAGE, or FILE IMAGE; see thaw index verify --help")}
 		},
+		RunE: func(cmd *cobra.Command, args []string) error { return runIndexVerify(cmd, g, args, plainHTTP) },
 	}
 	cmd.Flags().BoolVar(&plainHTTP, "plain-http", false, "speak plain http to the image's registry")
 	return cmd
 }
 
-// verify makes the index anew and compares.
-func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) error {
-	m, err := index.DecodeImage(f.head)
+func runIndexVerify(cmd *cobra.Command, g *globalOptions, args []string, plainHTTP bool) error {
+	image := args[len(args)-1]
+	if _, err := os.Stat(image); err == nil && len(args) == 1 {
+		return usageError{fmt.Errorf("%s is a file: name the image that it is about as well", image)}
+	}
+	t, err := g.indexTask(cmd.Context(), image, plainHTTP)
 	if err != nil {
 		return err
 	}
-	if _, err := m.Erofs(); err != nil {
+	defer t.client.Close()
+	var f *foundIndex
+	if len(args) == 2 {
+		b, err := os.ReadFile(args[0])
+		if err != nil {
+			return fmt.Errorf("read index: %w", err)
+		}
+		f = &foundIndex{where: args[0], digest: digest.FromBytes(b), head: b}
+	} else if f, err = t.find(cmd.Context()); err != nil {
 		return err
+	}
+	note, err := t.verify(cmd.Context(), f, newProgress(cmd.ErrOrStderr(), image))
+	if err != nil {
+		return fmt.Errorf("index %s (%s) of %s: %w", f.digest, f.where, t.img.Reference, err)
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: index %s (%s) is right%s\n", t.img.Reference, f.digest, f.where, note)
+	return nil
+}
+
+// sameMeaning is said of an index that is right but not byte for byte ours.
+const sameMeaning = ", though another version of thaw made it"
+
+// verify makes the index anew and compares.
+func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (note string, err error) {
+	if l, err := index.DecodeLayer(f.head); err == nil {
+		return t.verifyLayer(ctx, f, l)
+	}
+	m, err := index.DecodeImage(f.head)
+	if err != nil {
+		return "", err
+	}
+	metadata, err := m.Erofs()
+	if err != nil {
+		return "", err
+	}
+	if err := m.CheckDevices(metadata); err != nil {
+		return "", err
 	}
 	made, err := t.build(ctx, true, p)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if made.Artifact.Descriptor.Digest == f.digest {
-		return nil // the same bytes, down to the last window
+	if made.Artifact.Descriptor.Digest == f.digest || digest.FromBytes(made.Artifact.Head) == f.digest {
+		return "", nil // the same bytes, down to the last window
 	}
 	if len(m.Layers) != len(made.Image.Layers) {
-		return fmt.Errorf("it has %d layers, the image %d", len(m.Layers), len(made.Image.Layers))
+		return "", fmt.Errorf("it has %d layers, the image %d", len(m.Layers), len(made.Image.Layers))
 	}
 	for i := range m.Layers {
 		if err := compareLayer(&m.Layers[i], &made.Image.Layers[i]); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if m.ErofsDigest != made.Image.ErofsDigest {
-		return errors.New("its EROFS metadata describes other files than the layers hold")
+		return "", errors.New("its EROFS metadata describes other files than the layers hold")
 	}
-	return errors.New("its blobs differ from what the layers give, though its spans and files are right: it was made by another version of thaw")
+	return sameMeaning, nil
+}
+
+// verifyLayer compares the index of one layer.
+func (t *indexTask) verifyLayer(ctx context.Context, f *foundIndex, l *index.Layer) (string, error) {
+	for _, il := range t.img.Layers {
+		if il.Digest != l.Blob {
+			continue
+		}
+		made, err := indexer.Layer(ctx, t.repo, il, indexer.Sink{})
+		if err != nil {
+			return "", err
+		}
+		if made.Digest == f.digest {
+			return "", nil
+		}
+		have, want := &index.ImageLayer{LayerMeta: l.LayerMeta, Spans: l.Spans}, &index.ImageLayer{LayerMeta: made.LayerMeta, Spans: made.Spans}
+		if err := compareLayer(have, want); err != nil {
+			return "", err
+		}
+		if !reflect.DeepEqual(l.Entries, made.Layer.Entries) {
+			return "", errors.New("it describes other files than the layer holds")
+		}
+		return sameMeaning, nil
+	}
+	return "", fmt.Errorf("it is about layer %s, which the image does not have", l.Blob)
 }
 
 func compareLayer(have, want *index.ImageLayer) error {

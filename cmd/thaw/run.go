@@ -122,7 +122,7 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 		}
 		return &exitError{container.CodeNotStarted, err}
 	}
-	r := &runner{cmd: cmd, opts: opts, client: c, mount: m, line: newTimeline(begun, m)}
+	r := &runner{global: g, cmd: cmd, opts: opts, client: c, mount: m, line: newTimeline(begun, m)}
 	code, err := r.run(spec)
 	if code == 0 && err == nil {
 		return nil
@@ -205,6 +205,7 @@ func parseVolume(s string) (container.Mount, error) {
 
 // runner runs a container on its mount.
 type runner struct {
+	global *globalOptions
 	cmd    *cobra.Command
 	opts   *runOptions
 	client *api.Client
@@ -334,6 +335,9 @@ func (r *runner) write() {
 	}
 }
 
+// restartPatience is how long the keeper is given to start a daemon.
+const restartPatience = 3 * time.Second
+
 // unmountTimeout bounds the cleaning up after a container.
 const unmountTimeout = 30 * time.Second
 
@@ -344,8 +348,15 @@ func (r *runner) unmount() error {
 	defer cancel()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	begun := time.Now()
 	for {
 		err := r.client.Unmount(ctx, r.mount.ID)
+		if errors.Is(err, api.ErrNotRunning) && time.Since(begun) > restartPatience {
+			_, err = r.global.connect(ctx) // a new daemon cleans up after the dead one
+			if err == nil {
+				continue
+			}
+		}
 		var known *api.Error
 		if err == nil || errors.As(err, &known) && known.Code == api.CodeNotFound {
 			return nil

@@ -140,13 +140,13 @@ func Run(ctx context.Context, opts Options) (code int, err error) {
 	}
 	process, err := create(ctx, client, opts, streams)
 	if err != nil {
-		err = errors.Join(err, cleanup(ctx, client, opts.ID))
+		err = errors.Join(err, cleanup(ctx, client, opts.ID, opts.Bundle))
 		streams.close()
 		return exitCode(err), err
 	}
 	code, err = supervise(ctx, client, opts, process)
 	// Delete first: it ends what still holds the other ends of our pipes.
-	err = errors.Join(err, cleanup(ctx, client, opts.ID))
+	err = errors.Join(err, cleanup(ctx, client, opts.ID, opts.Bundle))
 	streams.close()
 	return code, err
 }

@@ -103,7 +103,7 @@ func checkNothingLeft(t *testing.T, opts Options) {
 		t.Fatal(err)
 	}
 	for _, root := range roots {
-		if _, err := os.Stat(filepath.Join(root, cgroupParent, opts.ID)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(root, cgroupParent, cgroupName(opts.ID, opts.Bundle))); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("cgroup left in %s: %v", root, err)
 		}
 	}
@@ -294,7 +294,7 @@ func TestLimitsAreSet(t *testing.T) {
 			}
 			for _, root := range roots {
 				for _, name := range []string{"memory.max", "memory.limit_in_bytes", "cpu.max", "cpu.cfs_quota_us"} {
-					if b, err := os.ReadFile(filepath.Join(root, cgroupParent, opts.ID, name)); err == nil {
+					if b, err := os.ReadFile(filepath.Join(root, cgroupParent, cgroupName(opts.ID, opts.Bundle), name)); err == nil {
 						limits = append(limits, strings.TrimSpace(string(b)))
 					}
 				}

@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +23,13 @@ var runtimes = []string{"crun", "runc"}
 
 // cgroupParent is the cgroup all containers lie in.
 const cgroupParent = "/thaw"
+
+// cgroupName is a container's cgroup in there. Containers of two state
+// directories may have one name, but not one bundle.
+func cgroupName(id, bundle string) string {
+	sum := sha256.Sum256([]byte(filepath.Clean(bundle)))
+	return fmt.Sprintf("%s-%x", id, sum[:4])
+}
 
 // FindRuntime returns the path of an OCI runtime: the named one, or with auto or
 // an empty name the one that starts containers fastest and can do so here.
@@ -73,11 +81,11 @@ func Cleanup(ctx context.Context, runtime, id, bundle string) error {
 	if err != nil {
 		return err
 	}
-	return cleanup(ctx, client, id)
+	return cleanup(ctx, client, id, bundle)
 }
 
 // cleanup outlives its context: a cancelled run leaves nothing behind either.
-func cleanup(ctx context.Context, client *runc.Runc, id string) error {
+func cleanup(ctx context.Context, client *runc.Runc, id, bundle string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()
 	state := filepath.Join(client.Root, id)
@@ -86,7 +94,7 @@ func cleanup(ctx context.Context, client *runc.Runc, id string) error {
 		deleted = client.Delete(ctx, id, &runc.DeleteOpts{Force: true})
 	}
 	// A runtime killed half-way knows less than its cgroups do.
-	if err := removeCgroups(ctx, id); err != nil {
+	if err := removeCgroups(ctx, cgroupName(id, bundle)); err != nil {
 		return fmt.Errorf("clean up container %s: %w", id, errors.Join(deleted, err))
 	}
 	if err := os.RemoveAll(state); err != nil {
@@ -119,13 +127,13 @@ func cgroupRoots() ([]string, error) {
 
 // removeCgroups kills what is in a container's cgroups and removes them. The
 // kernel needs some time to let go of killed processes.
-func removeCgroups(ctx context.Context, id string) error {
+func removeCgroups(ctx context.Context, name string) error {
 	roots, err := cgroupRoots()
 	if err != nil {
 		return err
 	}
 	for _, root := range roots {
-		dir := filepath.Join(root, cgroupParent, id)
+		dir := filepath.Join(root, cgroupParent, name)
 		wait := time.Millisecond
 		for {
 			err := removeCgroup(dir)

@@ -78,7 +78,7 @@ func Spec(opts Options) (*specs.Spec, error) {
 		Mounts:   mounts,
 		Linux: &specs.Linux{
 			Namespaces:    namespaces(opts.Network),
-			CgroupsPath:   path.Join(cgroupParent, opts.ID),
+			CgroupsPath:   path.Join(cgroupParent, cgroupName(opts.ID, opts.Bundle)),
 			Resources:     resources(opts),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -320,7 +319,14 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 			if local.Local {
 				img.origin = originLocal
 			}
-			return nil
+			if d.windowsHere(img) || t.req.Pull == api.PullNever {
+				return nil
+			}
+			// Made here and never pushed, perhaps, and since damaged.
+			if ferr := d.fetchIndex(ctx, t, img); ferr == nil || !errors.Is(ferr, indexstore.ErrNotFound) {
+				return ferr
+			}
+			return indexstore.ErrNotFound
 		}
 		d.log.Warn("index in the local store cannot be used", "image", img.ref, "err", err)
 	}
@@ -330,12 +336,33 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 	return d.fetchIndex(ctx, t, img)
 }
 
+// windowsHere reports whether the local store has what decoding in the middle
+// of the image's layers needs, or the index is one that its registry has.
+func (d *Daemon) windowsHere(img *image) bool {
+	if img.origin != originLocal {
+		return true
+	}
+	for i := range img.head.Layers {
+		if _, ok := d.indexes.LayerPath(img.head.Layers[i].Blob, img.head.Layers[i].Index); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// maxReferrers bounds the indexes of one image that are looked at.
+const maxReferrers = 8
+
 func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 	found, err := img.repo.Referrers(ctx, img.digest, index.ArtifactType)
-	if err != nil {
+	if err != nil && t.req.Index == api.IndexRequire {
 		return fmt.Errorf("look for the index of %s: %w", img.ref, err)
 	}
-	for _, desc := range found {
+	if err != nil {
+		t.warn("the index of %s cannot be looked for, the image is brought whole: %v", img.ref, err)
+		return indexstore.ErrNotFound
+	}
+	for _, desc := range found[:min(len(found), maxReferrers)] {
 		if d.indexes.Quarantined(desc.Digest) {
 			t.warn("index %s of %s was found to lie before and is not used", desc.Digest, img.ref)
 			continue
@@ -453,14 +480,18 @@ func (d *Daemon) withoutIndex(ctx context.Context, t *task, img *image) error {
 func (d *Daemon) metadataPath(img *image) (string, error) {
 	dir := filepath.Join(d.cfg.Root, "metadata")
 	path := filepath.Join(dir, img.head.ErofsDigest.Encoded()+".erofs")
-	if b, err := os.ReadFile(path); err == nil && img.head.ErofsDigest.Algorithm().FromBytes(b) == img.head.ErofsDigest {
-		return path, nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("read EROFS metadata: %w", err)
+	b, err := os.ReadFile(path)
+	here := err == nil && img.head.ErofsDigest.Algorithm().FromBytes(b) == img.head.ErofsDigest
+	if !here {
+		if b, err = img.head.Erofs(); err != nil {
+			return "", fmt.Errorf("image %s: %w", img.ref, err)
+		}
 	}
-	b, err := img.head.Erofs()
-	if err != nil {
+	if err := img.head.CheckDevices(b); err != nil {
 		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	}
+	if here {
+		return path, nil
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("write EROFS metadata: %w", err)

@@ -148,6 +148,9 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		t := &task{req: req.ImageRequest, event: event}
 		defer d.end(t)
 		pid := int(r.Context().Value(peerKey{}).(*unix.Ucred).Pid)
+		if pid == 0 && req.Dir == "" {
+			return nil, api.Errorf(api.CodeUnsupported, "run thaw where the daemon runs", "the caller is in another PID namespace: its end could not be seen")
+		}
 		m, err := d.mount(ctx, t, req, pid)
 		if err != nil {
 			return nil, err

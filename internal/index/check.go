@@ -20,6 +20,26 @@ func (e *LieError) Error() string {
 	return fmt.Sprintf("index describes other files than the layers hold: %q: %s", e.Path, e.Reason)
 }
 
+// CheckDevices checks that an EROFS metadata image, which is to be the index'
+// own, has the image's layers as its devices: the kernel takes what lies behind
+// the end of a device for zeros.
+func (m *Image) CheckDevices(metadata []byte) error {
+	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	if err != nil {
+		return err
+	}
+	devices := img.Devices()
+	if len(devices) != len(m.Layers) {
+		return corrupt("EROFS image", -1, "%d devices for %d layers", len(devices), len(m.Layers))
+	}
+	for i, d := range devices {
+		if l := &m.Layers[i]; d.Tag != l.DiffID.Encoded() || d.SizeBytes != l.TarBytes&^511 {
+			return corrupt("EROFS image", -1, "device %d is %s of %d bytes, layer %s has %d", i+1, d.Tag, d.SizeBytes, l.DiffID, l.TarBytes)
+		}
+	}
+	return nil
+}
+
 // CheckFiles compares the EROFS metadata with the entries that the layers'
 // tars really have, bottom first, and returns a *LieError where they differ.
 func (m *Image) CheckFiles(entries [][]layertar.Entry) error {

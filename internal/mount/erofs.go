@@ -18,7 +18,8 @@ const ReadAheadKiB = 1024
 
 // EROFS mounts the metadata image read-only on dir, with one device a layer file, in the order of the image's device
 // table. The files are not copied, and no loop device is made: the kernel reads them as files.
-// Layer files that are to be watched are marked before this call.
+// Layer files that are to be watched are marked before this call. The mount itself has nosuid and nodev: whoever may
+// look into the directory is not to run an image's programs as root. An overlay over it has flags of its own.
 func EROFS(metadata string, devices []string, dir string) error {
 	c, err := openContext("erofs")
 	if err != nil {
@@ -36,7 +37,7 @@ func EROFS(metadata string, devices []string, dir string) error {
 	if err := c.flag("ro"); err != nil {
 		return err
 	}
-	fd, err := c.mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOATIME)
+	fd, err := c.mount(unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOATIME | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV)
 	if errors.Is(err, unix.ENOTBLK) {
 		err = fmt.Errorf("%w: the kernel mounts EROFS from block devices only (Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE is needed): %w", ErrUnsupported, err)
 	}

@@ -127,7 +127,6 @@ type Status struct {
 	Started     time.Time `json:"started"`
 	Mode        string    `json:"mode"`
 	ModeReason  string    `json:"modeReason,omitempty"`
-	KeeperPid   int       `json:"keeperPid,omitempty"`
 	MemoryBytes int64     `json:"memoryBytes"` // resident
 	Mounts      []Mount   `json:"mounts"`
 }
