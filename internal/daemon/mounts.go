@@ -104,19 +104,20 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 		}
 		defer d.unreserve(req.Dir)
 	}
-	img, err := d.prepare(ctx, t)
+	id, dir, err := d.newID(req.Container)
 	if err != nil {
 		return nil, err
+	}
+	img, err := d.prepare(ctx, t)
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
 	}
 	defer d.keepFiles(img)()
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
-	m := &mounted{img: img, gone: make(chan struct{}), completed: make(chan struct{})}
-	m.record = record{Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
-	if m.ID, m.dir, err = d.newID(req.Container); err != nil {
-		return nil, err
-	}
+	m := &mounted{img: img, dir: dir, gone: make(chan struct{}), completed: make(chan struct{})}
+	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
 		m.ImageDir = req.Dir
