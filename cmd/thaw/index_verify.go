@@ -168,19 +168,19 @@ func runIndexVerify(cmd *cobra.Command, g *globalOptions, args []string, plainHT
 	} else if f, err = t.find(cmd.Context()); err != nil {
 		return err
 	}
-	note, err := t.verify(cmd.Context(), f, newProgress(cmd.ErrOrStderr(), image))
+	what, err := t.verify(cmd.Context(), f, newProgress(cmd.ErrOrStderr(), image))
 	if err != nil {
 		return fmt.Errorf("index %s (%s) of %s: %w", f.digest, f.where, t.img.Reference, err)
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s: index %s (%s) is right%s\n", t.img.Reference, f.digest, f.where, note)
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: index %s (%s) matches %s\n", t.img.Reference, f.digest, f.where, what)
 	return nil
 }
 
 // sameMeaning is said of an index that is right but not byte for byte ours.
 const sameMeaning = ", though another version of thaw made it"
 
-// verify makes the index anew and compares.
-func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (note string, err error) {
+// verify makes the index anew and compares. It returns what the index matches.
+func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (what string, err error) {
 	if l, err := index.DecodeLayer(f.head); err == nil {
 		return t.verifyLayer(ctx, f, l)
 	}
@@ -199,8 +199,9 @@ func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (not
 	if err != nil {
 		return "", err
 	}
+	all := fmt.Sprintf("all %d layers", len(made.Image.Layers))
 	if made.Artifact.Descriptor.Digest == f.digest || digest.FromBytes(made.Artifact.Head) == f.digest {
-		return "", nil // the same bytes, down to the last window
+		return all, nil // the same bytes, down to the last window
 	}
 	if len(m.Layers) != len(made.Image.Layers) {
 		return "", fmt.Errorf("it has %d layers, the image %d", len(m.Layers), len(made.Image.Layers))
@@ -213,7 +214,7 @@ func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (not
 	if m.ErofsDigest != made.Image.ErofsDigest {
 		return "", errors.New("its EROFS metadata describes other files than the layers hold")
 	}
-	return sameMeaning, nil
+	return all + sameMeaning, nil
 }
 
 // verifyLayer compares the index of one layer.
@@ -226,8 +227,9 @@ func (t *indexTask) verifyLayer(ctx context.Context, f *foundIndex, l *index.Lay
 		if err != nil {
 			return "", err
 		}
+		name := "layer " + l.Blob.String()
 		if made.Digest == f.digest {
-			return "", nil
+			return name, nil
 		}
 		have, want := &index.ImageLayer{LayerMeta: l.LayerMeta, Spans: l.Spans}, &index.ImageLayer{LayerMeta: made.LayerMeta, Spans: made.Spans}
 		if err := compareLayer(have, want); err != nil {
@@ -236,7 +238,7 @@ func (t *indexTask) verifyLayer(ctx context.Context, f *foundIndex, l *index.Lay
 		if !reflect.DeepEqual(l.Entries, made.Layer.Entries) {
 			return "", errors.New("it describes other files than the layer holds")
 		}
-		return sameMeaning, nil
+		return name + sameMeaning, nil
 	}
 	return "", fmt.Errorf("it is about layer %s, which the image does not have", l.Blob)
 }
