@@ -379,3 +379,36 @@ func FuzzParseManifest(f *testing.F) {
 		}
 	})
 }
+
+func TestFrames(t *testing.T) {
+	raw := make([]byte, 3*frameRaw+12345)
+	for i := range raw {
+		raw[i] = byte(i >> 8 * i)
+	}
+	s := packed(sectionErofs, raw)
+	if s.encoding != encodingFrames {
+		t.Fatalf("encoding %d, want frames", s.encoding)
+	}
+	got, err := s.raw()
+	if err != nil || !bytes.Equal(got, raw) {
+		t.Fatalf("got %d bytes, %v", len(got), err)
+	}
+	for name, damage := range map[string]func(section) section{
+		"cut":             func(s section) section { s.stored = s.stored[:len(s.stored)-1]; return s },
+		"longer":          func(s section) section { s.stored = append(bytes.Clone(s.stored), 0); return s },
+		"no sizes":        func(s section) section { s.stored = s.stored[:7]; return s },
+		"frame too large": func(s section) section { s.stored = bytes.Clone(s.stored); s.stored[3] = 0xff; return s },
+		"claims more":     func(s section) section { s.rawBytes += frameRaw; return s },
+		"claims less":     func(s section) section { s.rawBytes--; return s },
+		"claims 2^60":     func(s section) section { s.rawBytes = 1 << 60; return s },
+		"frames swapped": func(s section) section {
+			s.stored = bytes.Clone(s.stored)
+			copy(s.stored[8:12], s.stored[12:16])
+			return s
+		},
+	} {
+		if _, err := damage(s).raw(); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}

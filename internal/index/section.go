@@ -3,9 +3,12 @@ package index
 import (
 	"encoding/binary"
 	"fmt"
+	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
 )
 
 // The container of both blobs: a header, a section table, the sections.
@@ -31,6 +34,8 @@ const (
 	kindLayer      = 2
 	encodingRaw    = 0
 	encodingZstd   = 1
+	encodingFrames = 2 // zstd frames of frameRaw bytes each, that can be unpacked side by side
+	frameRaw       = 1 << 20
 	sectionMeta    = 1 // JSON
 	sectionSpans   = 2 // span records
 	sectionEntries = 3 // entries of a layer's tar
@@ -91,12 +96,69 @@ func newEncoder(level zstd.EncoderLevel, history int) *zstd.Encoder {
 const windowHistory = 64 << 10
 
 // packed makes a compressed section, unless a reader would take it for a bomb.
+// A large one is cut into frames, because a start waits for it.
 func packed(kind uint32, raw []byte) section {
+	if len(raw) > 2*frameRaw {
+		if s, ok := packedFrames(kind, raw); ok {
+			return s
+		}
+	}
 	stored := encoderOnce().EncodeAll(raw, nil)
 	if !plausibleRatio(len(stored), int64(len(raw))) {
 		return plain(kind, raw)
 	}
 	return section{kind: kind, encoding: encodingZstd, rawBytes: int64(len(raw)), stored: stored}
+}
+
+// packedFrames makes a section of frames: for each its stored size (u32), then
+// all of them. Each covers frameRaw bytes, the last one what is left.
+func packedFrames(kind uint32, raw []byte) (section, bool) {
+	var sizes, frames []byte
+	for part := range slices.Chunk(raw, frameRaw) {
+		frame := encoderOnce().EncodeAll(part, nil)
+		sizes = binary.LittleEndian.AppendUint32(sizes, uint32(len(frame)))
+		frames = append(frames, frame...)
+	}
+	stored := append(sizes, frames...)
+	return section{kind: kind, encoding: encodingFrames, rawBytes: int64(len(raw)), stored: stored}, plausibleRatio(len(stored), int64(len(raw)))
+}
+
+// unpackFrames undoes packedFrames, on all CPUs.
+func unpackFrames(stored []byte, rawBytes int64) ([]byte, error) {
+	count := (rawBytes + frameRaw - 1) / frameRaw
+	if !plausibleRatio(len(stored), rawBytes) || 4*count > int64(len(stored)) {
+		return nil, fmt.Errorf("%d bytes claim to unpack to %d", len(stored), rawBytes)
+	}
+	out := make([]byte, rawBytes)
+	frames := stored[4*count:]
+	var g errgroup.Group
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i := range count {
+		n := binary.LittleEndian.Uint32(stored[4*i:])
+		if int64(n) > int64(len(frames)) {
+			g.Wait()
+			return nil, fmt.Errorf("frame %d of %d bytes, %d are left", i, n, len(frames))
+		}
+		frame, at := frames[:n], out[i*frameRaw:min((i+1)*frameRaw, rawBytes)]
+		frames = frames[n:]
+		g.Go(func() error {
+			part, err := decoderOnce().DecodeAll(frame, at[:0:len(at)])
+			if err == nil && len(part) != len(at) {
+				err = fmt.Errorf("unpacks to %d bytes, want %d", len(part), len(at))
+			}
+			if err != nil {
+				return fmt.Errorf("frame %d: %w", i, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if len(frames) != 0 {
+		return nil, fmt.Errorf("%d bytes after the last frame", len(frames))
+	}
+	return out, nil
 }
 
 // plausibleRatio bounds what a small blob can make its reader unpack.
@@ -113,6 +175,10 @@ func plain(kind uint32, raw []byte) section {
 func (s section) raw() ([]byte, error) {
 	if s.encoding == encodingRaw {
 		return s.stored, nil
+	}
+	unpack := unpack
+	if s.encoding == encodingFrames {
+		unpack = unpackFrames
 	}
 	out, err := unpack(s.stored, s.rawBytes)
 	if err != nil {
@@ -214,7 +280,7 @@ func find(sections []section, kind uint32) (section, int, error) {
 	if at < 0 {
 		return section{}, 0, corrupt("section table", -1, "section %d is missing", kind)
 	}
-	if s := sections[at]; s.encoding > encodingZstd {
+	if s := sections[at]; s.encoding > encodingFrames {
 		return section{}, 0, corrupt("section table", -1, "section %d has unknown encoding %d", kind, s.encoding)
 	}
 	return sections[at], at, nil
