@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 	"time"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
@@ -71,7 +73,11 @@ func TestFUSEAllKilled(t *testing.T) {
 	if len(keepers) != 1 {
 		t.Fatalf("keepers %v", keepers)
 	}
-	n.kill(keepers[0], n.daemon())
+	daemon := n.daemon()
+	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil { // or it starts another keeper in between
+		t.Fatal(err)
+	}
+	n.kill(keepers[0], daemon)
 	if b, err := os.ReadFile(filepath.Join(dir, "usr/sbin/nginx")); err == nil {
 		t.Errorf("read %d bytes of a dead mount", len(b))
 	}

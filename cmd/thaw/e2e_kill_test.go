@@ -134,7 +134,12 @@ func TestKillDaemonAndKeeper(t *testing.T) {
 	if len(keepers) != 1 {
 		t.Fatalf("keepers %v", keepers)
 	}
-	n.kill(keepers[0], n.daemon())
+	// Stopped first, the daemon cannot start another keeper in between.
+	daemon := n.daemon()
+	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	n.kill(keepers[0], daemon)
 	n.eventually("both are gone", func() bool { return len(n.pids(" daemon ")) == 0 })
 
 	n.thaw("cache", "ls")
@@ -234,9 +239,10 @@ func TestInterrupt(t *testing.T) {
 				t.Errorf("took %v", took)
 			}
 			n.eventually("nothing is mounted", func() bool { return len(n.status().Mounts) == 0 })
-			if records, _ := filepath.Glob(filepath.Join(n.root, "mounts", "*")); len(records) > 0 {
-				t.Errorf("left: %v", records)
-			}
+			n.eventually("its directory is gone", func() bool {
+				records, _ := filepath.Glob(filepath.Join(n.root, "mounts", "*"))
+				return len(records) == 0
+			})
 		})
 	}
 }

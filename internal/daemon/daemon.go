@@ -190,6 +190,7 @@ func (d *Daemon) shutdown() error {
 	}
 	d.sched.Close()
 	d.wg.Wait()
+	d.pulls.wg.Wait() // nobody waits for them any more, so they are cancelled
 	d.layers.closeAll()
 	if left > 0 || d.mounter == nil {
 		return nil

@@ -133,6 +133,7 @@ func (p *progress) stop() {
 // flights makes calls for the same layer share one run of the work. It goes on
 // as long as one caller waits for it.
 type flights struct {
+	wg   sync.WaitGroup // runs of the work
 	mu   sync.Mutex
 	runs map[digest.Digest]*flightRun
 }
@@ -155,7 +156,7 @@ func (f *flights) do(ctx context.Context, key digest.Digest, work func(context.C
 			f.runs = map[digest.Digest]*flightRun{}
 		}
 		f.runs[key] = run
-		go func() {
+		f.wg.Go(func() {
 			run.result, run.err = work(wctx)
 			cancel()
 			f.mu.Lock()
@@ -164,7 +165,7 @@ func (f *flights) do(ctx context.Context, key digest.Digest, work func(context.C
 			}
 			f.mu.Unlock()
 			close(run.done)
-		}()
+		})
 	}
 	run.waiting++
 	f.mu.Unlock()
