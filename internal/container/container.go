@@ -4,7 +4,7 @@
 // or crun create and start it, forwards signals and the terminal, and gives
 // back the exit code; when it returns nothing of the container is left. All
 // that a container leaves on the machine lies in its bundle directory and in
-// the cgroup /thaw/ID, so that [Cleanup] can do the same for a process that
+// its cgroup below /thaw, so that [Cleanup] can do the same for a process that
 // died in between.
 //
 // The defaults are Docker's: capabilities, seccomp profile, masked paths,
