@@ -160,6 +160,7 @@ func TestNoIndex(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	second.sameImage(want, dir)
+	first.thaw("mount", "--wait", ref, first.mkdir())
 	first.complete()
 }
 
