@@ -78,6 +78,7 @@ type task struct {
 	counter registry.Counter
 	phases  []api.Phase
 	event   func(api.Event) // never nil
+	lazy    bool            // a mount is waiting, which needs no layer to be proven
 
 	pulledBytes int64 // compressed layer bytes that passed to make the index
 

@@ -70,7 +70,7 @@ type section struct {
 }
 
 var (
-	encoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedBetterCompression, 8<<20) })
+	encoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedBetterCompression, 2*frameRaw) })
 	// Windows are many and encoded while a layer streams by: the better level
 	// makes them 3 % smaller and costs half as much again.
 	windowEncoderOnce = sync.OnceValue(func() *zstd.Encoder { return newEncoder(zstd.SpeedDefault, windowHistory) })

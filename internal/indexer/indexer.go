@@ -26,8 +26,8 @@ import (
 func parallelLayers() int { return min(max(runtime.NumCPU()/2, 2), 3) }
 
 // proveBytes is how much of each span is decoded again when a start waits for
-// the index; the scan itself has seen all of it.
-const proveBytes = 128 << 10
+// the index: in that much all that an access point adds to the scan shows.
+const proveBytes = 64 << 10
 
 // Result is a new index.
 type Result struct {

@@ -23,7 +23,7 @@ type Ingest struct {
 	diffID    digest.Digest
 	dir       string
 	file      *os.File
-	sum       hash.Hash
+	sum       hash.Hash // nil: left to Finish
 	off       int64
 	flushed   int64
 	err       error // sticky; ErrClosed once it is over
@@ -51,6 +51,11 @@ func (s *Store) Ingest(ctx context.Context, blob digest.Digest, blobBytes int64,
 	return g, nil
 }
 
+// Defer leaves the comparison with the diffID to Finish, for a caller who has
+// compared the layer's bytes as served and does not want to wait for it. It is
+// called before the first Write.
+func (g *Ingest) Defer() { g.sum = nil }
+
 // Write appends to the tar. An error is a *WriteError and lasts: the ingest can
 // then only be aborted.
 func (g *Ingest) Write(p []byte) (int, error) {
@@ -58,7 +63,9 @@ func (g *Ingest) Write(p []byte) (int, error) {
 		return 0, g.err
 	}
 	n, err := g.file.WriteAt(p, g.off)
-	g.sum.Write(p[:n])
+	if g.sum != nil {
+		g.sum.Write(p[:n])
+	}
 	g.off += int64(n)
 	if err != nil {
 		g.err = &WriteError{
@@ -100,9 +107,9 @@ func (g *Ingest) Commit(ctx context.Context, spanDigests [][32]byte) (*Layer, er
 }
 
 // Seal ends an ingest whose bytes are all written: it compares their digest with
-// the diffID (*DiffIDError) and puts the layer in its place, without waiting for
+// the diffID (*DiffIDError), unless that is deferred and nobody else has the layer, and puts the layer in its place, without waiting for
 // the disk. The layer is acquired; all its spans are here, and what is left to
-// do is a Finish, which has nothing to hash. spanDigests are the sha256 of the
+// do is a Finish, which has nothing to hash if it was not deferred. spanDigests are the sha256 of the
 // spans of SpanBytes, computed by the caller from what it wrote.
 //
 // A layer that is there already is treated so: a complete one stays, and the
@@ -122,8 +129,10 @@ func (g *Ingest) Seal(ctx context.Context, spanDigests [][32]byte) (*Layer, erro
 }
 
 func (g *Ingest) seal(ctx context.Context, spanDigests [][32]byte) (*Layer, error) {
-	if got := digest.NewDigest(digest.SHA256, g.sum); got != g.diffID {
-		return nil, &DiffIDError{Layer: g.blob, Want: g.diffID, Got: got}
+	if g.sum != nil {
+		if err := g.prove(); err != nil {
+			return nil, err
+		}
 	}
 	m := Meta{
 		Blob: g.blob, BlobBytes: g.blobBytes, DiffID: g.diffID,
@@ -158,11 +167,29 @@ func (g *Ingest) seal(ctx context.Context, spanDigests [][32]byte) (*Layer, erro
 	return l, nil
 }
 
+// prove compares what was written with the diffID, hashing it first if that was
+// deferred.
+func (g *Ingest) prove() error {
+	if g.sum == nil {
+		g.sum = sha256.New()
+		if _, err := io.Copy(g.sum, io.NewSectionReader(g.file, 0, g.off)); err != nil {
+			return fmt.Errorf("read %s: %w", filepath.Join(g.dir, tarName), err)
+		}
+	}
+	if got := digest.NewDigest(digest.SHA256, g.sum); got != g.diffID {
+		return &DiffIDError{Layer: g.blob, Want: g.diffID, Got: got}
+	}
+	return nil
+}
+
 // place finds or makes the layer that the ingest becomes, with the entry's gate
 // held; feed says that the bytes are still to be put into it.
 func (g *Ingest) place(e *entry, m Meta) (l *Layer, feed bool, err error) {
 	s := g.store
 	if l := e.layer.Load(); l != nil {
+		if err := g.prove(); err != nil { // it is to be judged by these bytes
+			return nil, false, err
+		}
 		c := conflict(&l.meta, &m, l.Complete())
 		if c == nil {
 			return l, !l.Complete(), nil
@@ -215,8 +242,10 @@ func (g *Ingest) install(m Meta) (*Layer, error) {
 	l.here.Store(m.TarBytes)
 	l.put.Store(m.TarBytes)
 	l.changes.Add(1)
-	l.sum = g.sum
-	l.hashed.Store(m.TarBytes)
+	if g.sum != nil {
+		l.sum = g.sum
+		l.hashed.Store(m.TarBytes)
+	}
 	return l, nil
 }
 

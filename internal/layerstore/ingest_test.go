@@ -77,6 +77,44 @@ func TestSealIsNotYetDurable(t *testing.T) {
 	}
 }
 
+// TestDefer: the diffID is compared by Finish, or at once where the layer is
+// known already.
+func TestDefer(t *testing.T) {
+	s := openStore(t, t.TempDir(), boot1)
+	f := makeFake(1, 2*SpanBytes+5, SpanBytes)
+	deferred := func(f *fake) *Ingest {
+		g, err := s.Ingest(t.Context(), f.meta.Blob, f.meta.BlobBytes, f.meta.DiffID)
+		must(t, err)
+		g.Defer()
+		_, err = g.Write(f.data)
+		must(t, err)
+		return g
+	}
+	l, err := deferred(f).Seal(t.Context(), f.meta.SpanDigests)
+	must(t, err)
+	if l.Complete() || state(l) != "hhh" {
+		t.Errorf("complete %v, spans %s", l.Complete(), state(l))
+	}
+	wrong := *f
+	wrong.data = append([]byte("x"), f.data[1:]...)
+	var de *DiffIDError
+	if _, err := deferred(&wrong).Seal(t.Context(), f.meta.SpanDigests); !errors.As(err, &de) {
+		t.Errorf("other bytes for a layer in use: %v", err)
+	}
+	must(t, l.Finish(t.Context()))
+	if !l.Complete() {
+		t.Error("not complete")
+	}
+
+	lie := makeFake(2, SpanBytes+5, SpanBytes)
+	lie.meta.DiffID = f.meta.DiffID
+	l, err = deferred(lie).Seal(t.Context(), lie.meta.SpanDigests)
+	must(t, err)
+	if err := l.Finish(t.Context()); !errors.As(err, &de) || l.Have(0) {
+		t.Errorf("finish with another diffID: %v, have %v", err, l.Have(0))
+	}
+}
+
 func TestIngestRefuses(t *testing.T) {
 	s := openStore(t, t.TempDir(), boot1)
 	f := makeFake(1, 2*SpanBytes+5, SpanBytes)
