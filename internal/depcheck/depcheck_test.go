@@ -26,9 +26,8 @@ var floors = []struct {
 	name     string
 	packages []string
 }{
-	{"words", []string{"./internal/oci", "./internal/config", "./internal/testenv"}},
-	{"formats", []string{"./internal/inflate", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
-		"./internal/trace"}},
+	{"words", []string{"./internal/oci", "./internal/config", "./internal/testenv", "./internal/powercut"}},
+	{"formats", []string{"./internal/inflate", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs"}},
 	{"index", []string{"./internal/index"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore"}},
 	{"engines", []string{"./internal/hydrate", "./internal/indexer", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
@@ -45,7 +44,7 @@ var forbidden = []struct {
 	direct bool // only an import is forbidden, else also reaching it through others
 	reason string
 }{
-	{[]string{"./internal/inflate", "./internal/layertar", "./internal/erofs", "./internal/trace"}, []string{"./internal/..."}, false,
+	{[]string{"./internal/inflate", "./internal/layertar", "./internal/erofs"}, []string{"./internal/..."}, false,
 		"a format is read and tested without anything of ours; it is the part that others could take away"},
 	{[]string{"./internal/oci"}, []string{"./internal/...", "net/http", "os/exec"}, false,
 		"words: no I/O, no packages of ours"},
@@ -78,7 +77,7 @@ var forbidden = []struct {
 		"the product does not know its test bench; settings are handed down by cmd"},
 	{[]string{"./internal/lab"}, []string{"./internal/..."}, false,
 		"the lab judges our registry client, so it shares no code with it"},
-	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/mount/mounttest", "./internal/layertar/layertartest", "testing"}, false,
+	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/powercut", "./internal/mount/mounttest", "./internal/layertar/layertartest", "testing"}, false,
 		"test support does not belong in the binary"},
 	{[]string{"./internal/..."}, []string{"github.com/spf13/cobra"}, false,
 		"the command line ends in cmd"},

@@ -65,6 +65,26 @@ func fsyncPath(path string) error {
 	return f.Sync()
 }
 
+// makeDirs makes a directory and those above it. Their names are durable when it
+// returns: a sync of what is put into them later does not see to that.
+func makeDirs(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	parent := filepath.Dir(dir)
+	if errors.Is(err, fs.ErrNotExist) && parent != dir {
+		if err := makeDirs(parent); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return fsyncPath(parent)
+}
+
 // writeFile replaces a file in one step. Only when durable is set does it also
 // wait until the new content, and its name, would survive a power cut.
 func writeFile(path string, b []byte, durable bool) error {

@@ -138,6 +138,29 @@ func (s *Store) Pin(owner string, blobs ...digest.Digest) error {
 	return nil
 }
 
+// Repin makes an owner keep exactly these layers, in one step: a crash leaves its
+// old pins or the new ones. It is durable when it returns.
+func (s *Store) Repin(owner string, blobs ...digest.Digest) error {
+	if owner == "" {
+		return errors.New("pin layers: no owner")
+	}
+	for _, d := range blobs {
+		if err := checkDigest(d); err != nil {
+			return fmt.Errorf("pin layers for %s: %w", owner, err)
+		}
+	}
+	s.pins.mu.Lock()
+	defer s.pins.mu.Unlock()
+	next := slices.Compact(slices.Sorted(slices.Values(blobs)))
+	if slices.Equal(s.pins.byOwner[owner], next) {
+		return nil
+	}
+	if err := s.pins.change(owner, next); err != nil {
+		return fmt.Errorf("pin layers for %s: %w", owner, err)
+	}
+	return nil
+}
+
 // Unpin drops all pins of an owner; one without pins is no error.
 func (s *Store) Unpin(owner string) error {
 	s.pins.mu.Lock()

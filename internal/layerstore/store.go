@@ -86,7 +86,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if s.boot, err = readBootID(opts.BootID); err != nil {
 		return nil, fmt.Errorf("open layer store %s: %w", dir, err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDirs(dir); err != nil {
 		return nil, fmt.Errorf("open layer store: %w", err)
 	}
 	if s.lock, err = lockDir(dir); err != nil {
@@ -104,7 +104,7 @@ func (s *Store) prepare() error {
 		return err
 	}
 	for _, name := range []string{layersDir, tmpDir, quarantineDir} {
-		if err := os.MkdirAll(s.path(name), 0o700); err != nil {
+		if err := makeDirs(s.path(name)); err != nil {
 			return err
 		}
 	}
