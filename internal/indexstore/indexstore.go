@@ -33,8 +33,11 @@ type Store struct{ dir string }
 
 // Open makes the directory where it is missing.
 func Open(dir string) (*Store, error) {
-	for _, sub := range []string{"images", "layers", "quarantine"} {
-		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("open index store: %w", err)
+	}
+	for _, sub := range []string{"", "images", "layers", "quarantine"} {
+		if err := makeDir(filepath.Join(dir, sub)); err != nil {
 			return nil, fmt.Errorf("open index store: %w", err)
 		}
 	}
@@ -109,7 +112,7 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 		return fmt.Errorf("store index of image %q: %w", image, err)
 	}
 	dir := s.path("images", name(image))
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := makeDir(dir); err != nil {
 		return fmt.Errorf("store index of image %s: %w", image, err)
 	}
 	r := record{Index: digest.FromBytes(im.Manifest), Manifest: im.Manifest, Head: digest.FromBytes(im.Head), Local: im.Local}
@@ -174,6 +177,9 @@ func (s *Store) PutLayer(l *index.LayerBlob) error {
 // Quarantine remembers that the index with the given digest lied, and why, and
 // forgets it as the index of the image.
 func (s *Store) Quarantine(image, dgst digest.Digest, reason string) error {
+	if err := errors.Join(image.Validate(), dgst.Validate()); err != nil {
+		return fmt.Errorf("quarantine index %q of image %q: %w", dgst, image, err)
+	}
 	if err := writeFile(s.path("quarantine", name(dgst)), []byte(reason+"\n")); err != nil {
 		return fmt.Errorf("quarantine index %s: %w", dgst, err)
 	}
@@ -182,12 +188,18 @@ func (s *Store) Quarantine(image, dgst digest.Digest, reason string) error {
 
 // Quarantined reports whether the index with the given digest is known to lie.
 func (s *Store) Quarantined(dgst digest.Digest) bool {
+	if dgst.Validate() != nil {
+		return false
+	}
 	_, err := os.Stat(s.path("quarantine", name(dgst)))
 	return err == nil
 }
 
 // Remove forgets the index of an image; that there is none is no error.
 func (s *Store) Remove(image digest.Digest) error {
+	if image.Validate() != nil {
+		return nil // there is none of that name
+	}
 	if err := os.RemoveAll(s.path("images", name(image))); err != nil {
 		return fmt.Errorf("remove index of image %s: %w", image, err)
 	}
@@ -196,6 +208,9 @@ func (s *Store) Remove(image digest.Digest) error {
 
 // RemoveLayer forgets the index of a layer.
 func (s *Store) RemoveLayer(blob digest.Digest) error {
+	if blob.Validate() != nil {
+		return nil
+	}
 	files, _ := filepath.Glob(s.path("layers", name(blob)+".*"))
 	for _, f := range files {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -220,7 +235,29 @@ func (s *Store) Images() ([]digest.Digest, error) {
 	return out, nil
 }
 
-// writeFile replaces a file durably: readers see all of it or none.
+// makeDir makes a directory whose parent is there, durably.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(dir))
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// writeFile replaces a file durably: readers see all of it or none, and it is
+// there after a power failure.
 func writeFile(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), fmt.Sprintf(".tmp-%d-*", os.Getpid()))
 	if err != nil {
@@ -237,5 +274,8 @@ func writeFile(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
 }

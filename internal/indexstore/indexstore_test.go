@@ -16,7 +16,7 @@ import (
 	"github.com/thaw-project/thaw/internal/layertar/layertartest"
 )
 
-func open(t *testing.T) *Store {
+func open(t testing.TB) *Store {
 	t.Helper()
 	s, err := Open(t.TempDir())
 	if err != nil {
@@ -32,7 +32,7 @@ func someImage(n int) *Image {
 	return &Image{Digest: digest.FromBytes(m), Manifest: m, Head: fmt.Appendf(nil, "head %d", n), Local: n%2 == 0}
 }
 
-func someLayer(t *testing.T, name string) *index.LayerBlob {
+func someLayer(t testing.TB, name string) *index.LayerBlob {
 	t.Helper()
 	tar := new(layertartest.Builder).File(name, []byte("data")).End().Bytes()
 	l, err := index.BuildLayer(t.Context(), bytes.NewReader(tar), index.BuildInput{
