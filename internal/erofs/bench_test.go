@@ -88,6 +88,12 @@ func benchmarkWrite(b *testing.B, files int, tree func() (*Inode, []Device)) {
 }
 
 func BenchmarkWalk50k(b *testing.B) {
+	bench50k(b, func(img *Image) error { return img.Walk(func(string, *Info) error { return nil }) })
+}
+
+func BenchmarkCheck50k(b *testing.B) { bench50k(b, (*Image).Check) }
+
+func bench50k(b *testing.B, walk func(*Image) error) {
 	root, devices := distro(50_000)
 	img := mustWrite(b, root, devices)
 	b.ReportAllocs()
@@ -96,7 +102,7 @@ func BenchmarkWalk50k(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := im.Walk(func(string, *Info) error { return nil }); err != nil {
+		if err := walk(im); err != nil {
 			b.Fatal(err)
 		}
 	}

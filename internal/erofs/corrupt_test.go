@@ -3,6 +3,7 @@ package erofs
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -40,6 +41,10 @@ func explore(b []byte) error {
 		}
 		return nil
 	})
+	// What is checked is what is read.
+	if checkErr := img.Check(); (checkErr == nil) != (err == nil) {
+		err = fmt.Errorf("walk says %v, check says %v", err, checkErr)
+	}
 	for _, path := range paths {
 		_, lookupErr := img.Lookup(path)
 		err = errors.Join(err, lookupErr)
@@ -163,6 +168,8 @@ func FuzzOpen(f *testing.F) {
 	f.Add(mustWrite(f, root, l.devices()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fixChecksum(b)
-		explore(b)
+		if err := explore(b); err != nil && strings.Contains(err.Error(), "check says") {
+			t.Error(err)
+		}
 	})
 }

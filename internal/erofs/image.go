@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -44,6 +45,8 @@ func Open(r io.ReaderAt, size int64) (*Image, error) {
 		return nil, corrupt(superOffset, "block size is not %d", blockSize)
 	case incompat&^(incompatChunkedFile|incompatDeviceTable) != 0 || sb[sbExtSlots] != 0:
 		return nil, corrupt(superOffset, "features %#x are not supported", incompat)
+	case le.Uint32(sb[sbFeatureCompat:])&^(compatSBChksum|compatMtime) != 0 || !allZero(sb[sbDirBlkBits:superSize]):
+		return nil, corrupt(superOffset, "compatible features or fields are set that are not known")
 	case int64(le.Uint32(sb[sbBlocks:]))<<blockBits > size:
 		return nil, corrupt(superOffset, "image of %d blocks is cut at %d bytes", le.Uint32(sb[sbBlocks:]), size)
 	}
@@ -76,6 +79,9 @@ func (img *Image) readDevices(slot int64, count int) error {
 			return err
 		}
 		blocks, addr := int64(le.Uint32(b[dsBlocks:])), int64(le.Uint32(b[dsUniAddr:]))
+		if !allZero(b[dsUniAddr+4:]) { // Linux 6.15 gave meaning to some of it: high bits
+			return corrupt(off, "reserved field of a device is set")
+		}
 		if addr != 0 && (addr < img.size>>blockBits || addr+blocks > nullAddr) {
 			return corrupt(off, "device address %d is in the metadata or out of range", addr)
 		}
@@ -114,6 +120,8 @@ func (img *Image) bytes(off int64, n int) ([]byte, error) {
 	}
 	return img.window[off-start:][:n], nil
 }
+
+func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
 func corrupt(off int64, format string, args ...any) error {
 	return &CorruptError{off, fmt.Sprintf(format, args...)}

@@ -76,6 +76,18 @@ func parseBlock(b []byte, at int64) ([]entry, error) {
 // The memory and time a hostile image can cost are in proportion to its size.
 func (img *Image) Walk(fn func(path string, info *Info) error) error {
 	w := &walker{img: img, fn: fn, budget: 2*img.size + 1<<16, seen: map[uint64]*Info{}}
+	return w.walk()
+}
+
+// Check checks all of the image that a path leads to: what Walk would refuse, it
+// refuses, and so does whoever hands an image to the kernel, which trusts more.
+func (img *Image) Check() error {
+	w := &walker{img: img, budget: 2*img.size + 1<<16, seen: make(map[uint64]*Info, min(img.inodes, uint64(img.size)/nidUnit))}
+	return w.walk()
+}
+
+func (w *walker) walk() error {
+	img := w.img
 	root, size, err := w.visit("", entry{"", img.rootNID, direntTypes[ModeDir>>12]})
 	if err != nil {
 		return err
@@ -94,19 +106,20 @@ func (img *Image) Walk(fn func(path string, info *Info) error) error {
 		}
 		kid := top.kids[0]
 		top.kids = top.kids[1:]
-		path := kid.name
-		if top.path != "" {
-			path = top.path + "/" + kid.name
-		}
-		if len(path) > MaxPathBytes {
+		pathBytes := top.pathBytes + len(kid.name) + 1
+		if pathBytes-1 > MaxPathBytes {
 			return corrupt(top.info.pos, "a path has more than %d bytes", MaxPathBytes)
+		}
+		path := kid.name
+		if top.path != "" && w.fn != nil {
+			path = top.path + "/" + kid.name
 		}
 		info, size, err := w.visit(path, kid)
 		if err != nil {
 			return err
 		}
 		if info.kind() == ModeDir {
-			stack = append(stack, &walkDir{path: path, info: info, size: size, parent: top.info.NID})
+			stack = append(stack, &walkDir{path: path, pathBytes: pathBytes, info: info, size: size, parent: top.info.NID})
 		}
 	}
 	return nil
@@ -114,18 +127,19 @@ func (img *Image) Walk(fn func(path string, info *Info) error) error {
 
 type walker struct {
 	img    *Image
-	fn     func(string, *Info) error
-	budget int64            // bytes that may yet be read: structures that overlap use it up
-	seen   map[uint64]*Info // inodes visited; nil for those with no further name
+	fn     func(string, *Info) error // nil: only check, with names for paths
+	budget int64                     // bytes that may yet be read: structures that overlap use it up
+	seen   map[uint64]*Info          // inodes visited; nil for those with no further name
 }
 
 type walkDir struct {
-	path   string
-	info   *Info
-	size   int64
-	parent uint64
-	read   bool
-	kids   []entry
+	path      string
+	pathBytes int // with a slash at its end, but for the root
+	info      *Info
+	size      int64
+	parent    uint64
+	read      bool
+	kids      []entry
 }
 
 func (w *walker) spend(at, n int64) error {
@@ -160,6 +174,9 @@ func (w *walker) visit(path string, e entry) (info *Info, size int64, err error)
 	}
 	if e.fileType != direntTypes[info.kind()>>12] {
 		return nil, 0, corrupt(info.pos, "%q: mode %o is not of file type %d", path, info.Mode, e.fileType)
+	}
+	if w.fn == nil {
+		return info, size, nil
 	}
 	return info, size, w.fn(path, info)
 }

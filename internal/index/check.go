@@ -20,6 +20,20 @@ func (e *LieError) Error() string {
 	return fmt.Sprintf("index describes other files than the layers hold: %q: %s", e.Path, e.Reason)
 }
 
+// CheckMetadata checks all of an EROFS metadata image that somebody else made,
+// before the kernel is given it: CheckDevices, and that every name, inode and
+// extent that can be reached lies where it may.
+func (m *Image) CheckMetadata(metadata []byte) error {
+	if err := m.CheckDevices(metadata); err != nil {
+		return err
+	}
+	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	if err != nil {
+		return err
+	}
+	return img.Check()
+}
+
 // CheckDevices checks that an EROFS metadata image, which is to be the index'
 // own, has the image's layers as its devices: the kernel takes what lies behind
 // the end of a device for zeros.
