@@ -50,10 +50,7 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 	if err := d.waitLayers(ctx, t, layers); err != nil {
 		return nil, err
 	}
-	if err := d.unpinOlder(img, blobs); err != nil {
-		return nil, err
-	}
-	if err := errors.Join(img.waitKept(), d.rememberImage(img, true)); err != nil {
+	if err := errors.Join(img.waitKept(), d.keepPulled(img, blobs)); err != nil {
 		return nil, err
 	}
 	p := &api.Pulled{Image: img.ref.String(), Manifest: img.digest, Layers: len(layers), Index: img.origin,
@@ -65,14 +62,13 @@ func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
 	return p, nil
 }
 
-// unpinOlder leaves of an image's pins those of what its reference names now.
-// The layers are in use, so nobody removes them in between.
-func (d *Daemon) unpinOlder(img *image, blobs []digest.Digest) error {
-	known := d.knownImage(img.ref)
-	if known == nil || known.ManifestDescriptor.Digest == img.digest {
-		return nil
+// keepPulled makes a pulled image, whose layers are pinned, what its reference
+// names. The older image of that name is let go of only when this one is known.
+func (d *Daemon) keepPulled(img *image, blobs []digest.Digest) error {
+	if err := d.rememberImage(img, true); err != nil {
+		return err
 	}
-	return errors.Join(d.store.Unpin(pinOwner(img.ref)), d.store.Pin(pinOwner(img.ref), blobs...))
+	return d.store.Repin(pinOwner(img.ref), blobs...)
 }
 
 // remove forgets an image, and what then nobody needs, or one layer by its

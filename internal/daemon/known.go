@@ -108,7 +108,20 @@ func replaceJSON(path string, v any, sync bool) error {
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return os.Rename(tmp.Name(), path)
+	if err := os.Rename(tmp.Name(), path); err != nil || !sync {
+		return err
+	}
+	dir := filepath.Dir(path)
+	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir))) // it may be new
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // sweepTemporary removes the files that a daemon was writing when it was

@@ -16,11 +16,16 @@ func (d *Daemon) metadataPath(img *image) (string, error) {
 	here := err == nil && img.head.ErofsDigest.Algorithm().FromBytes(b) == img.head.ErofsDigest
 	if !here {
 		if b, err = img.head.Erofs(); err != nil {
-			return "", fmt.Errorf("image %s: %w", img.ref, err)
+			return "", d.badMetadata(img, err)
 		}
 	}
-	if err := img.head.CheckDevices(b); err != nil {
-		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	// What is here, or made here, was checked before it was written.
+	check := img.head.CheckMetadata
+	if here || img.origin == originBuilt || img.origin == originLocal {
+		check = img.head.CheckDevices
+	}
+	if err := check(b); err != nil {
+		return "", d.badMetadata(img, err)
 	}
 	if here {
 		return path, nil
@@ -42,4 +47,12 @@ func (d *Daemon) metadataPath(img *image) (string, error) {
 		return "", fmt.Errorf("write EROFS metadata: %w", err)
 	}
 	return path, nil
+}
+
+// badMetadata gives up an index whose metadata no kernel may see.
+func (d *Daemon) badMetadata(img *image, err error) error {
+	if qerr := d.indexes.Quarantine(img.digest, img.index, err.Error()); qerr != nil {
+		err = errors.Join(err, qerr)
+	}
+	return fmt.Errorf("index %s of %s is quarantined: %w", img.index, img.ref, err)
 }

@@ -392,6 +392,9 @@ func (d *Daemon) find(name string) *mounted {
 // mounting there. What is mounted there already is not hidden: when the mount
 // failed it would be taken away.
 func (d *Daemon) reserve(dir string) (string, error) {
+	if !filepath.IsAbs(dir) { // whose working directory?
+		return "", api.Errorf(api.CodeInvalid, "name it from the root", "mount on %s: it is not an absolute path", dir)
+	}
 	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return "", api.Errorf(api.CodeInvalid, "make the directory first", "mount on %s: %v", dir, err)
@@ -453,6 +456,9 @@ func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
 
 // takeDown undoes all that mount did, in reverse, going on after errors.
 func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
+	if m.BootID != "" && m.BootID != bootID() {
+		return m.forget() // what is mounted there now is somebody else's
+	}
 	errs := []error{d.stopContainer(ctx, m.record, m.dir)}
 	if m.Writable {
 		_, err := mount.Unmount(ctx, m.path("rootfs"))
@@ -470,6 +476,11 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("unmount %s: %w", m.ID, err)
 	}
+	return m.forget()
+}
+
+// forget removes a mount's record and the files of its container.
+func (m *mounted) forget() error {
 	if err := os.RemoveAll(m.dir); err != nil {
 		return fmt.Errorf("remove %s: %w", m.dir, err)
 	}
