@@ -27,7 +27,8 @@ var floors = []struct {
 	packages []string
 }{
 	{"words", []string{"./internal/oci", "./internal/config", "./internal/testenv", "./internal/powercut"}},
-	{"formats", []string{"./internal/inflate", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs"}},
+	{"formats", []string{"./internal/inflate", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
+		"./internal/trace"}},
 	{"index", []string{"./internal/index"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore"}},
 	{"engines", []string{"./internal/hydrate", "./internal/indexer", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
@@ -44,7 +45,7 @@ var forbidden = []struct {
 	direct bool // only an import is forbidden, else also reaching it through others
 	reason string
 }{
-	{[]string{"./internal/inflate", "./internal/layertar", "./internal/erofs"}, []string{"./internal/..."}, false,
+	{[]string{"./internal/inflate", "./internal/layertar", "./internal/erofs", "./internal/trace"}, []string{"./internal/..."}, false,
 		"a format is read and tested without anything of ours; it is the part that others could take away"},
 	{[]string{"./internal/oci"}, []string{"./internal/...", "net/http", "os/exec"}, false,
 		"words: no I/O, no packages of ours"},
