@@ -52,7 +52,7 @@ bench: ## benchmarks on the real images (root); BENCH=REGEX BENCHTIME=1s
 	$(GOTEST) -p 1 -run '^$$' -bench '$(BENCH)' -benchtime '$(BENCHTIME)' -benchmem -timeout 60m ./...
 
 .PHONY: bench-start
-bench-start: build ## time cold starts: with an index, without, warm (root); RUNS=5 NET=cloud IMAGES="nginx node"
+bench-start: build ## time starts in all modes with thaw bench (root); RUNS=5 NET=cloud IMAGES="nginx node"
 	scripts/setup.sh run corpus node
 	scripts/corpus.sh $(IMAGES)
 	scripts/bench-start.sh $(IMAGES)

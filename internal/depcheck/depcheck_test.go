@@ -34,6 +34,7 @@ var floors = []struct {
 	{"engines", []string{"./internal/hydrate", "./internal/indexer", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab"}},
+	{"measuring", []string{"./internal/bench"}},
 	{"commands", []string{"./cmd/thaw"}},
 }
 
@@ -76,6 +77,8 @@ var forbidden = []struct {
 		"commands speak to a daemon without linking it in"},
 	{[]string{"./internal/daemon/..."}, []string{"./internal/lab", "./internal/config"}, false,
 		"the product does not know its test bench; settings are handed down by cmd"},
+	{[]string{"./internal/bench"}, []string{"./internal/daemon"}, false,
+		"what is measured is programs, thaw among them, from outside"},
 	{[]string{"./internal/lab"}, []string{"./internal/..."}, false,
 		"the lab judges our registry client, so it shares no code with it"},
 	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/powercut", "./internal/mount/mounttest", "./internal/layertar/layertartest", "testing"}, false,

@@ -1,0 +1,357 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/thaw-project/thaw/internal/bench"
+	"github.com/thaw-project/thaw/internal/container"
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/lab"
+)
+
+// Modes of a benchmark.
+const (
+	modeEager   = "eager"
+	modeNoIndex = "no-index"
+	modeLazy    = "lazy"
+	modeWarm    = "warm"
+)
+
+var benchModes = []string{modeEager, modeNoIndex, modeLazy, modeWarm}
+
+// exitNoisy is the exit code when the runs are too noisy to say.
+const exitNoisy = 3
+
+type benchOptions struct {
+	image       string
+	modes       []string
+	net         string
+	latency     time.Duration
+	bandwidth   string
+	runs        int
+	ready       string
+	read        string
+	pages       []string
+	env         []string
+	args        []string
+	mount       string
+	plainHTTP   bool
+	coldDaemon  bool
+	dir         string
+	maxSpread   float64
+	json        bool
+	markdown    bool
+	jsonFile    string
+	changedNet  bool
+	changedLine bool
+}
+
+func newBenchCommand() *cobra.Command {
+	var opts benchOptions
+	cmd := &cobra.Command{
+		Use:   "bench --image IMAGE --ready TARGET [flags] [-- CMD...]",
+		Short: "Time starts of an image in several ways, side by side",
+		Long: `Time starts of an image in several ways, side by side: interleaved runs, each cold
+one with nothing of the image on the node and the page cache dropped, and that
+proven with cachestat(2). Drops the page cache of the whole machine. Needs root.
+
+An image oci:DIR[:TAG] is served from a lab registry with the network --net, which
+also counts what is fetched. Any other comes from its own registry; what the floor
+is computed from then is given with --latency and --bandwidth, and mode lazy needs
+an index there (thaw index build --push).
+
+Modes:
+  eager       the whole image is brought first (thaw run --mount=eager, no index)
+  no-index    as the first start of an image without an index
+  lazy        with the index beside the image
+  warm        everything is here; always measured, since the floor needs it
+
+The floor of a start is round trips x latency + needed bytes / bandwidth + a warm
+start. Needed is all of the image for ways that bring all of it, else the least
+that a start was seen to get by with. docs/formats/bench.md describes the JSON.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too noisy to say (a mode's middle
+half of runs lies further apart than --max-spread of its median), 130 interrupted.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			opts.args = args
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.changedNet = cmd.Flags().Changed("net")
+			opts.changedLine = cmd.Flags().Changed("latency") || cmd.Flags().Changed("bandwidth")
+			return runBench(cmd, &opts)
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	f.StringVar(&opts.image, "image", "", "image to start: oci:DIR[:TAG], or a reference")
+	f.StringSliceVar(&opts.modes, "mode", []string{modeEager, modeNoIndex, modeLazy, modeWarm}, "ways of starting it, see above")
+	f.StringVar(&opts.net, "net", "cloud", "network of the lab registry: "+strings.Join(lab.Profiles, ", "))
+	f.DurationVar(&opts.latency, "latency", 0, "of a real registry: time to the first byte")
+	f.StringVar(&opts.bandwidth, "bandwidth", "", "of a real registry: bytes a second in all, such as 100MB")
+	f.IntVar(&opts.runs, "runs", 5, "runs of each mode")
+	f.StringVar(&opts.ready, "ready", "", "the container is ready when this answers: http://HOST:PORT/PATH, or tcp:[HOST:]PORT")
+	f.StringVar(&opts.read, "read", "", "file of the image to read twice after the start")
+	f.StringSliceVar(&opts.pages, "pages", nil, "URLs to get twice after the start")
+	f.StringArrayVarP(&opts.env, "env", "e", nil, "environment variable KEY=VALUE of the container")
+	f.StringVar(&opts.mount, "mount", api.ModeAuto, "how lazy modes mount: auto, fanotify, fuse")
+	f.BoolVar(&opts.plainHTTP, "plain-http", false, "speak plain http to the image's registry")
+	f.BoolVar(&opts.coldDaemon, "cold-daemon", false, "starting thaw's daemon is part of a start (default: a node has one running)")
+	f.StringVar(&opts.dir, "dir", "", "where state directories go: ext4, xfs or btrfs (default $TMPDIR, or /var/tmp)")
+	f.Float64Var(&opts.maxSpread, "max-spread", 0.2, "share of the median that the middle half of the runs may lie apart")
+	f.BoolVar(&opts.json, "json", false, "print JSON")
+	f.BoolVar(&opts.markdown, "markdown", false, "print Markdown")
+	f.StringVar(&opts.jsonFile, "json-file", "", "also write the JSON to this file")
+	complete(cmd, "mode", benchModes...)
+	complete(cmd, "net", lab.Profiles...)
+	return cmd
+}
+
+func (o *benchOptions) check() error {
+	switch {
+	case o.image == "":
+		return usageError{errors.New("want --image; see thaw bench --help")}
+	case o.ready == "":
+		return usageError{errors.New("want --ready: without it nobody knows when a start is over")}
+	case o.runs < 1:
+		return usageError{fmt.Errorf("--runs %d: want at least one", o.runs)}
+	case o.maxSpread <= 0:
+		return usageError{fmt.Errorf("--max-spread %v: want a positive number", o.maxSpread)}
+	case o.latency < 0:
+		return usageError{fmt.Errorf("--latency %v: want a positive time", o.latency)}
+	case o.json && o.markdown:
+		return usageError{errors.New("--json or --markdown, not both")}
+	case o.local() && o.changedLine:
+		return usageError{errors.New("--latency and --bandwidth describe a real registry; a layout is served with --net")}
+	case !o.local() && o.changedNet:
+		return usageError{errors.New("--net is of the lab registry, which serves oci:DIR:TAG")}
+	}
+	if err := container.CheckReady(o.ready); err != nil {
+		return usageError{err}
+	}
+	if _, err := lab.Profile(o.net); err != nil {
+		return usageError{err}
+	}
+	for _, m := range o.modes {
+		if !slices.Contains(benchModes, m) {
+			return usageError{fmt.Errorf("--mode %q: use %s", m, strings.Join(benchModes, ", "))}
+		}
+	}
+	switch o.mount {
+	case api.ModeAuto, api.ModeFanotify, api.ModeFUSE:
+	default:
+		return usageError{fmt.Errorf("--mount %q: use auto, fanotify or fuse", o.mount)}
+	}
+	if os.Geteuid() != 0 {
+		return api.Errorf(api.CodeUnsupported, "use sudo", "starting containers and dropping the page cache needs root")
+	}
+	return nil
+}
+
+// local reports whether the image is a layout, which is served from the lab.
+func (o *benchOptions) local() bool { return strings.HasPrefix(o.image, "oci:") }
+
+// line is the way to the registry; nil where it is not known.
+func (o *benchOptions) line() (*bench.Line, error) {
+	if o.local() {
+		n, err := lab.Profile(o.net)
+		return &bench.Line{Latency: n.TTFB, Bandwidth: n.Rate}, err
+	}
+	if !o.changedLine {
+		return nil, nil
+	}
+	line := &bench.Line{Latency: o.latency}
+	if o.bandwidth != "" {
+		var err error
+		if line.Bandwidth, err = units.FromHumanSize(strings.TrimSuffix(o.bandwidth, "/s")); err != nil {
+			return nil, usageError{fmt.Errorf("--bandwidth: %w", err)}
+		}
+	}
+	return line, nil
+}
+
+func runBench(cmd *cobra.Command, opts *benchOptions) (err error) {
+	if err := opts.check(); err != nil {
+		return err
+	}
+	line, err := opts.line()
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(cmp.Or(opts.dir, os.Getenv("TMPDIR"), "/var/tmp"), "thaw-bench-")
+	if err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	b := &bencher{benchOptions: opts, dir: dir, exe: "/proc/self/exe"}
+	defer func() { err = errors.Join(err, b.close()) }()
+	if err := b.serve(cmd.Context()); err != nil {
+		return err
+	}
+	result, err := bench.Run(cmd.Context(), bench.Options{Modes: b.list(), Runs: opts.runs, Read: opts.read, Pages: opts.pages, Line: line,
+		Limit: opts.maxSpread, Progress: func(format string, args ...any) {
+			fmt.Fprintf(cmd.ErrOrStderr(), "thaw: bench: "+format+"\n", args...)
+		}})
+	if err != nil {
+		return err
+	}
+	result.Image = opts.image
+	if line != nil {
+		result.Network.Name = "real"
+		if opts.local() {
+			result.Network.Name = opts.net
+		}
+	}
+	if err := opts.print(cmd, result); err != nil {
+		return err
+	}
+	if result.Noise.Verdict == bench.Noisy {
+		return &exitError{exitNoisy, api.Errorf("", "let nothing else run, or take more --runs", "too noisy to say: %s", strings.Join(result.Noise.Modes, ", "))}
+	}
+	return nil
+}
+
+func (o *benchOptions) print(cmd *cobra.Command, r *bench.Result) error {
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	b = append(b, '\n')
+	if o.jsonFile != "" {
+		if err := os.WriteFile(o.jsonFile, b, 0o644); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	switch {
+	case o.json:
+		_, err = cmd.OutOrStdout().Write(b)
+	case o.markdown:
+		err = r.WriteMarkdown(cmd.OutOrStdout())
+	default:
+		err = r.WriteText(cmd.OutOrStdout())
+	}
+	return err
+}
+
+// bencher makes the modes of a benchmark.
+type bencher struct {
+	*benchOptions
+	dir      string
+	exe      string
+	registry *bench.Registry // nil: a real one
+	ref      string
+	roots    int
+}
+
+// serve starts the lab for an image of a layout.
+func (b *bencher) serve(ctx context.Context) error {
+	if !b.local() {
+		b.ref = b.image
+		return nil
+	}
+	layout, name := splitLayout(strings.TrimPrefix(absLayout(b.image), "oci:"))
+	r, err := bench.ServeLayout(ctx, b.exe, layout, b.net)
+	if err != nil {
+		return err
+	}
+	b.registry = r
+	var names []string
+	for _, i := range r.Images {
+		names = append(names, i.Name)
+		if name == "" && len(r.Images) == 1 || i.Name == name || i.Name == name+":latest" {
+			b.ref = r.Address + "/" + i.Name
+		}
+	}
+	if b.ref == "" {
+		return api.Errorf(api.CodeNotFound, "it has "+strings.Join(names, ", "), "the layout %s has no image %q", layout, name)
+	}
+	return nil
+}
+
+// splitLayout separates DIR[:TAG].
+func splitLayout(s string) (dir, name string) {
+	dir, name, _ = strings.Cut(s, ":")
+	return dir, name
+}
+
+func (b *bencher) close() error {
+	var err error
+	if b.registry != nil {
+		err = b.registry.Close()
+	}
+	return errors.Join(err, os.RemoveAll(b.dir))
+}
+
+// root is a new state directory; the name is short, for sockets are in it.
+func (b *bencher) root() string {
+	b.roots++
+	return filepath.Join(b.dir, fmt.Sprint(b.roots))
+}
+
+// list is the modes that were asked for, and warm.
+func (b *bencher) list() []bench.Mode {
+	var modes []bench.Mode
+	names := slices.Compact(slices.Clone(b.modes))
+	if !slices.Contains(names, modeWarm) {
+		names = append(names, modeWarm)
+	}
+	for _, name := range names {
+		modes = append(modes, b.mode(name))
+	}
+	return modes
+}
+
+func (b *bencher) mode(name string) bench.Mode {
+	m := bench.Mode{Name: name, Registry: b.registry}
+	switch name {
+	case modeEager:
+		m.Eager = true
+		m.Way = b.thaw(bench.ThawOptions{ImageFlags: []string{"--index=ignore"}, RunFlags: []string{"--mount=eager"}})
+	case modeNoIndex:
+		m.Eager = true
+		m.Way = b.thaw(bench.ThawOptions{ImageFlags: []string{"--index=ignore"}, RunFlags: []string{"--mount=" + b.mount}})
+	case modeLazy:
+		lazy := bench.ThawOptions{ImageFlags: []string{"--index=require"}, RunFlags: []string{"--mount=" + b.mount}, First: b.pushIndex}
+		m.Way = b.thaw(lazy)
+		lazy.RunFlags, lazy.First = append(slices.Clone(lazy.RunFlags), "--background=off"), nil
+		m.Needs = b.thaw(lazy)
+	case modeWarm:
+		m.Warm, m.Registry = true, nil
+		m.Way = b.thaw(bench.ThawOptions{Warm: true, RunFlags: []string{"--mount=" + b.mount}})
+	}
+	return m
+}
+
+// thaw completes a way of thaw's with what is common to all.
+func (b *bencher) thaw(o bench.ThawOptions) bench.Way {
+	o.Exe, o.Root, o.Image, o.Ready, o.Args, o.ColdDaemon = b.exe, b.root(), b.ref, b.ready, b.args, b.coldDaemon
+	if b.plainHTTP {
+		o.ImageFlags = append(slices.Clone(o.ImageFlags), "--plain-http")
+	}
+	for _, e := range b.env {
+		o.RunFlags = append(slices.Clone(o.RunFlags), "-e", e)
+	}
+	return bench.NewThaw(o)
+}
+
+// pushIndex puts the image's index beside it in the lab. A real registry is not
+// written to.
+func (b *bencher) pushIndex(ctx context.Context) error {
+	if b.registry == nil {
+		return nil
+	}
+	root := b.root()
+	defer os.RemoveAll(root)
+	return bench.RunThaw(ctx, b.exe, "--root", root, "index", "build", "--push", b.ref)
+}
