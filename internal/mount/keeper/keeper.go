@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -43,8 +44,11 @@ const (
 	sendTimeout = 5 * time.Second
 )
 
-// restartDelays are the waits before the first, second, ... start of a daemon that keeps dying; the last one repeats.
+// restartDelays are the waits before the first, second, ... start of a daemon that keeps ending; the last one repeats.
 var restartDelays = []time.Duration{0, 200 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
+
+// servedDelay is the longest of these waits for a daemon that had been connected, or was killed: it can start, and its readers wait.
+const servedDelay = 300 * time.Millisecond
 
 // Options configure Run.
 type Options struct {
@@ -157,7 +161,7 @@ func (k *keeper) loop(ctx context.Context) error {
 			k.child = nil
 			if k.conn == nil && !k.goodbye && k.restart == nil { // else the next one's start is due already
 				k.log.Warn("daemon exited before it connected", "err", err)
-				k.scheduleRestart()
+				k.scheduleRestart(killed(err))
 			}
 		case <-fires(k.restart):
 			k.restart = nil
@@ -290,17 +294,32 @@ func (k *keeper) away() {
 	stopTimer(&k.grace)
 	k.grace = time.NewTimer(k.opts.Grace)
 	if !k.goodbye && !k.connectedAt.IsZero() {
-		k.scheduleRestart()
+		k.scheduleRestart(true)
 	}
 }
 
-func (k *keeper) scheduleRestart() {
+// scheduleRestart has a daemon started; served says that the last one was not at fault for sure.
+func (k *keeper) scheduleRestart(served bool) {
 	if len(k.opts.RestartCommand) == 0 {
 		return
 	}
 	stopTimer(&k.restart)
-	k.restart = time.NewTimer(restartDelays[min(k.restarts, len(restartDelays)-1)])
+	delay := restartDelays[min(k.restarts, len(restartDelays)-1)]
+	if served {
+		delay = min(delay, servedDelay)
+	}
+	k.restart = time.NewTimer(delay)
 	k.restarts++
+}
+
+// killed says whether what Wait returned is a process's end by a signal.
+func killed(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled()
 }
 
 func (k *keeper) startDaemon() {
@@ -313,7 +332,7 @@ func (k *keeper) startDaemon() {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		k.log.Error("start daemon", "err", err)
-		k.scheduleRestart()
+		k.scheduleRestart(false)
 		return
 	}
 	k.log.Info("started a daemon", "pid", cmd.Process.Pid)

@@ -286,6 +286,47 @@ func TestGarbage(t *testing.T) {
 }
 
 // TestRestart has a keeper start a daemon for one that vanished, as often as it takes.
+// TestRestartAtOnce: a daemon that can start is started at once, however often it was killed.
+func TestRestartAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	socket, started, leave := filepath.Join(dir, "s"), filepath.Join(dir, "started"), filepath.Join(dir, "leave")
+	for _, fifo := range []string{started, leave} {
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := run(t, Options{Socket: socket, RestartCommand: []string{"/bin/sh", "-c", "echo started > " + started + "; read line < " + leave}})
+	file := tempFile(t, "a")
+	begun := time.Now()
+	const times = 8 // the waits before as many starts of one that cannot start are half a minute
+	for i := range times {
+		c := connect(t, ClientOptions{Socket: socket})
+		if err := c.Hold(t.Context(), map[digest.Digest]*os.File{"a": file}); err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			if err := os.WriteFile(leave, []byte("\n"), 0); err != nil { // the child has ended when it is said to be gone
+				t.Fatal(err)
+			}
+		}
+		if i == times-1 {
+			c.Drop("a")
+			c.Goodbye()
+			break
+		}
+		c.Close()
+		if _, err := os.ReadFile(started); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if took := time.Since(begun); took > 15*time.Second {
+		t.Errorf("%d starts took %v", times, took)
+	}
+	if err := stop(); err != nil {
+		t.Errorf("keeper: %v", err)
+	}
+}
+
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()
 	socket, fifo := filepath.Join(dir, "s"), filepath.Join(dir, "fifo")

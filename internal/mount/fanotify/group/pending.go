@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -33,18 +34,21 @@ type Pending struct {
 type slot struct {
 	valid    uint32 // written last, cleared first
 	tries    uint32 // how many daemons took it over
+	since    int64  // when the event was read, in ns of CLOCK_MONOTONIC
 	dev, ino uint64
 	off, n   int64
 }
 
 const (
 	pendingMagic      = "THAWPEND"
-	pendingVersion    = 1
+	pendingVersion    = 2
 	pendingHeader     = 4096
 	slotBytes         = int(unsafe.Sizeof(slot{}))
 	pendingTableBytes = pendingHeader + MaxFiles*slotBytes
-	// maxTries is how often an event is taken over: should fetching its range be what kills daemons, its reader gets EIO then.
+	// An event is taken over maxTries times, and as often as it may be in patience: should fetching its range be what kills
+	// daemons, its reader gets EIO then.
 	maxTries = 5
+	patience = 30 * time.Second
 )
 
 // Stale is an event that a dead process left unanswered, and whose number is reserved here: FD is open, to be closed after
@@ -121,7 +125,7 @@ func (p *Pending) Put(fd int32, dev, ino uint64, off, n int64) {
 		return
 	}
 	s := &p.slots[fd]
-	s.tries, s.dev, s.ino, s.off, s.n = 0, dev, ino, off, n
+	s.tries, s.since, s.dev, s.ino, s.off, s.n = 0, now(), dev, ino, off, n
 	atomic.StoreUint32(&s.valid, 1)
 }
 
@@ -146,13 +150,23 @@ func (p *Pending) Reserve() []Stale {
 		}
 		s.tries++
 		sane := s.off >= 0 && s.n > 0 && s.n <= math.MaxInt64-s.off
-		if !sane || s.tries > maxTries || !reserve(i) {
+		givenUp := s.tries > maxTries && now()-s.since > int64(patience)
+		if !sane || givenUp || !reserve(i) {
 			atomic.StoreUint32(&s.valid, 0)
 			continue
 		}
 		stale = append(stale, Stale{FD: int32(i), Dev: s.dev, Ino: s.ino, Off: s.off, N: s.n})
 	}
 	return stale
+}
+
+// now is a time that processes of one boot have in common.
+func now() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(err) // every Linux has that clock
+	}
+	return ts.Nano()
 }
 
 // reserve opens something under that very number. Unlike dup3 this cannot close what somebody opened meanwhile.

@@ -32,7 +32,7 @@ func TestPending(t *testing.T) {
 	}
 	defer next.Close()
 	want := []Stale{{FD: 500, Dev: 1, Ino: 2, Off: 4096, N: 8192}, {FD: 502, Dev: 1, Ino: 3, N: 1}}
-	for try := range maxTries {
+	for try := range 2 * maxTries {
 		got := next.Reserve()
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("try %d (-want +got):\n%s", try, diff)
@@ -43,8 +43,13 @@ func TestPending(t *testing.T) {
 			}
 		}
 	}
-	if got := next.Reserve(); got != nil {
-		t.Errorf("taken over too often: %v", got)
+	next.slots[500].since -= int64(patience) + 1
+	got := next.Reserve()
+	if diff := cmp.Diff(want[1:], got); diff != "" {
+		t.Errorf("one was taken over too often, for too long (-want +got):\n%s", diff)
+	}
+	for _, s := range got {
+		unix.Close(int(s.FD))
 	}
 }
 
