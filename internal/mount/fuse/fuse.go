@@ -256,6 +256,11 @@ func (m *Mounter) Adopt(spec mount.Spec) error {
 		}
 		ids = append(ids, n.id)
 	}
+	for _, id := range ids {
+		n := m.node(id)
+		n.awaited = false
+		n.opens.Add(1) // a mount opens each of its devices once
+	}
 	m.mounts[spec.Dir] = ids
 	return nil
 }

@@ -239,6 +239,20 @@ func TestHandover(t *testing.T) {
 	} else if got, err := os.ReadFile(filepath.Join(again.Dir, "f")); err != nil || !bytes.Equal(got, image.Data("f")) {
 		t.Errorf("read after handover: %v", err)
 	}
+	// Another file of the layer may come only when this one is forgotten.
+	for _, dir := range []string{spec.Dir, again.Dir} {
+		if m.node(nodeID(image.Layers[0].Blob)) == nil {
+			t.Error("layer is forgotten although it is mounted")
+		}
+		if err := m.Unmount(t.Context(), dir); err != nil {
+			t.Error(err)
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); m.node(nodeID(image.Layers[0].Blob)) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("layer of an earlier daemon's mount is not forgotten")
+		}
+	}
 	if err := m.Close(); err != nil {
 		t.Error(err)
 	}

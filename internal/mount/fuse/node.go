@@ -25,11 +25,14 @@ type node struct {
 	sizeBytes int64
 	fd        int // a duplicate of the layer's first descriptor
 	complete  atomic.Bool
-	// opens counts what the kernel has open. inherited: an earlier daemon's opens are not in it.
-	opens     atomic.Int64
-	inherited bool
+	// opens counts what the kernel has open. Of an earlier daemon's opens those of the mounts that were adopted are in it, but not those of
+	// mounts that it had detached: these may see EIO, once nothing that is known uses the node.
+	opens   atomic.Int64
+	awaited bool // of an earlier daemon's mount that has not been adopted yet; guarded by Mounter.mu
 
 	mu        sync.Mutex // guards what follows
+	reads     int        // of fd, in progress
+	forgotten bool       // fd is closed, or will be when the last read has ended
 	backing   int32      // the kernel's number for fd; 0: none
 	noBacking bool       // it cannot have one
 }
@@ -81,7 +84,7 @@ func (m *Mounter) add(layer mount.Layer, inherited bool) (*node, error) {
 		}
 		return known, nil
 	}
-	n := &node{blob: layer.Blob, id: id, sizeBytes: layer.SizeBytes, fd: fd, inherited: inherited, noBacking: inherited}
+	n := &node{blob: layer.Blob, id: id, sizeBytes: layer.SizeBytes, fd: fd, awaited: inherited, noBacking: inherited}
 	n.complete.Store(layer.Complete)
 	nodes := maps.Clone(*m.nodes.Load())
 	nodes[id] = n
@@ -125,7 +128,7 @@ func (m *Mounter) tidy() {
 	nodes := maps.Clone(*m.nodes.Load())
 	var unused []*node
 	for id, n := range nodes {
-		if !used[id] && !n.inherited && n.opens.Load() == 0 {
+		if !used[id] && !n.awaited && n.opens.Load() <= 0 {
 			delete(nodes, id)
 			unused = append(unused, n)
 		}
@@ -142,8 +145,29 @@ func (n *node) close(d *device) {
 	if n.backing != 0 {
 		d.closeBacking(n.backing)
 	}
-	n.backing, n.noBacking = 0, true
-	unix.Close(n.fd)
+	n.backing, n.noBacking, n.forgotten = 0, true, true
+	if n.reads == 0 {
+		unix.Close(n.fd)
+	}
+}
+
+// hold keeps the descriptor open until letGo; false: it is too late.
+func (n *node) hold() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.forgotten {
+		return false
+	}
+	n.reads++
+	return true
+}
+
+func (n *node) letGo() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.reads--; n.reads == 0 && n.forgotten {
+		unix.Close(n.fd)
+	}
 }
 
 // passthrough returns the kernel's number for the layer file, or 0 where reads must come to us.
@@ -224,7 +248,7 @@ func (f *files) Open(_ <-chan struct{}, in *protocol.OpenIn, out *protocol.OpenO
 
 // Release implements protocol.RawFileSystem.
 func (f *files) Release(_ <-chan struct{}, in *protocol.ReleaseIn) {
-	if n := f.m.node(in.NodeId); n != nil && n.opens.Add(-1) == 0 {
+	if n := f.m.node(in.NodeId); n != nil && n.opens.Add(-1) <= 0 {
 		f.m.released()
 	}
 }

@@ -75,6 +75,12 @@ func (m *Mounter) request(request, b []byte) {
 		return
 	}
 	off, n := binary.NativeEndian.Uint64(request[48:]), binary.NativeEndian.Uint32(request[56:])
+	node := m.node(r.id)
+	if node == nil || !node.hold() {
+		m.deny(r, fmt.Errorf("file %#x is no layer of ours", r.id))
+		return
+	}
+	r.node = node
 	there, err := m.look(&r, off, n)
 	switch {
 	case err != nil:
@@ -85,16 +91,18 @@ func (m *Mounter) request(request, b []byte) {
 		}
 	default:
 		m.pending.Add(1)
-		m.workers.Go(func() { m.fetch(r) })
+		m.workers.Go(func() {
+			defer node.letGo()
+			m.fetch(r)
+		})
+		return
 	}
+	node.letGo()
 }
 
-// look finds the layer of a read and says whether its range is there. It cuts the range to the layer's size.
+// look says whether the range of a read is there. It cuts the range to the layer's size.
 func (m *Mounter) look(r *read, off uint64, n uint32) (there bool, err error) {
 	defer m.recovered(&err)
-	if r.node = m.node(r.id); r.node == nil {
-		return false, fmt.Errorf("file %#x is no layer of ours", r.id)
-	}
 	if n > maxReadBytes {
 		return false, fmt.Errorf("read of %d bytes, at most %d", n, maxReadBytes)
 	}
