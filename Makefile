@@ -15,6 +15,10 @@ BENCH ?= .
 BENCHTIME ?= 1s
 FUZZTIME ?= 10s
 IMAGES ?= nginx node
+# How long make chaos torments each mount path (all of them, or CHAOS_MOUNT); CHAOS_SEED of an earlier run repeats it.
+CHAOS ?= 60s
+CHAOS_MOUNT ?=
+CHAOS_SEED ?=
 
 .PHONY: build
 build: ## build bin/thaw, static
@@ -35,6 +39,12 @@ race: ## all tests with the race detector (root)
 	scripts/setup.sh run corpus node test race
 	scripts/corpus.sh nginx node
 	CGO_ENABLED=1 THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -race -timeout 20m ./...
+
+.PHONY: chaos
+chaos: ## kill, stop and cut off everything under readers (root); CHAOS=60s a mount path, CHAOS_MOUNT=fuse, CHAOS_SEED=N
+	scripts/setup.sh run corpus node test
+	scripts/corpus.sh nginx node
+	THAW_REQUIRE='$(REQUIRE)' THAW_CHAOS='$(CHAOS)' THAW_CHAOS_SEED='$(CHAOS_SEED)' $(GOTEST) -count 1 -timeout 0 -v -run '^TestChaos$$/$(CHAOS_MOUNT)' ./cmd/thaw
 
 .PHONY: check
 check: ## what is checked without running the program: format, vet, staticcheck, layering, scripts

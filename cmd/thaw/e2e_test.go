@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	if os.Getenv(envChaosReader) != "" {
+		chaosReader()
+		return
+	}
 	dir, err := os.MkdirTemp("", "thaw-shared")
 	if err != nil {
 		panic(err)
