@@ -30,7 +30,14 @@ func newCacheCommand(g *globalOptions) *cobra.Command {
 			if asJSON {
 				return printJSON(cmd, layers)
 			}
-			return printLayers(cmd.OutOrStdout(), layers)
+			if err := printLayers(cmd.OutOrStdout(), layers); err != nil {
+				return err
+			}
+			s, err := c.Status(cmd.Context())
+			if err == nil && s.Cache != nil {
+				fmt.Fprintln(cmd.ErrOrStderr(), cacheLine(s.Cache))
+			}
+			return err
 		},
 	}
 	ls.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -46,7 +53,11 @@ func newCacheCommand(g *globalOptions) *cobra.Command {
 		},
 	}
 	gc := &cobra.Command{
-		Use: "gc", Short: "Remove the layers that no mount uses and no pulled image pins", Args: cobra.NoArgs,
+		Use: "gc", Short: "Remove the layers that no mount uses and no pulled image pins, and what belonged to them", Args: cobra.NoArgs,
+		Long: `Remove the layers that no mount uses and no pulled image pins, forget the images
+that are neither mounted nor pulled, and remove their indexes and metadata. An
+index that was made on this node is kept for a week after its last use: making
+it again costs the whole image. thaw cache rm IMAGE removes it at once.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.connect(cmd.Context())
 			if err != nil {
@@ -56,13 +67,26 @@ func newCacheCommand(g *globalOptions) *cobra.Command {
 			return printRemoved(cmd, removed, err)
 		},
 	}
-	cmd.AddCommand(ls, rm, gc)
+	unpin := &cobra.Command{
+		Use: "unpin IMAGE|OWNER", Short: "Let go of what a pulled image, or another owner of pins, keeps; nothing is removed yet", Args: exactArgs("IMAGE|OWNER"),
+		Long: `Let go of the layers that a pulled image, or another owner that thaw cache ls lists
+under PINS, keeps. They stay until they are evicted, or until thaw cache gc. The
+owner lost-pins has what was here when the file of all pins was damaged.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := g.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.Unpin(cmd.Context(), absLayout(args[0]))
+		},
+	}
+	cmd.AddCommand(ls, rm, gc, unpin)
 	return cmd
 }
 
 func printLayers(w io.Writer, layers []api.Layer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "LAYER\tSIZE\tHERE\tSTATE\tUSED\tPINS")
+	fmt.Fprintln(tw, "LAYER\tSIZE\tHERE\tON DISK\tSTATE\tUSED\tPINS")
 	for _, l := range layers {
 		state := "partial"
 		switch {
@@ -84,16 +108,30 @@ func printLayers(w io.Writer, layers []api.Layer) error {
 		if !l.LastUse.IsZero() {
 			used = units.HumanDuration(time.Since(l.LastUse)) + " ago"
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", l.Blob, units.HumanSize(float64(l.SizeBytes)), share, state, used, strings.Join(l.Pins, " "))
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Blob, units.HumanSize(float64(l.SizeBytes)), share, units.HumanSize(float64(l.DiskBytes)), state, used, strings.Join(l.Pins, " "))
 	}
 	return tw.Flush()
+}
+
+// cacheLine says what the layers take on disk and what they may.
+func cacheLine(c *api.Cache) string {
+	size := func(n int64) string { return units.HumanSize(float64(n)) }
+	line := size(c.DiskBytes) + " on disk"
+	if c.MaxBytes > 0 {
+		line += " of " + size(c.MaxBytes) + " at most"
+	}
+	line += fmt.Sprintf(", %s of it can be evicted; %s free, to keep %s", size(c.EvictableBytes), size(c.FreeBytes), size(c.MinFreeBytes))
+	if c.EvictedLayers > 0 {
+		line += fmt.Sprintf("; evicted %d layers, %s", c.EvictedLayers, size(c.EvictedBytes))
+	}
+	return line
 }
 
 func printRemoved(cmd *cobra.Command, removed []api.Layer, err error) error {
 	bytes := int64(0)
 	for _, l := range removed {
 		fmt.Fprintln(cmd.OutOrStdout(), l.Blob)
-		bytes += l.HereBytes
+		bytes += l.DiskBytes
 	}
 	if err != nil {
 		return err

@@ -22,15 +22,22 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 )
 
-// memoryTarget is the heap that the daemon's garbage collector aims at; the
-// buffers of transfers are bounded far below it.
-const memoryTarget = 112 << 20
+const (
+	// memoryTarget is the heap that the daemon's garbage collector aims at by
+	// default; the buffers of transfers are bounded far below it.
+	memoryTarget = 112 << 20
+	// minMemory is what the daemon needs to be any good.
+	minMemory = 32 << 20
+)
 
 type daemonOptions struct {
 	mount      string
 	background string
 	idleExit   time.Duration
 	grace      time.Duration
+	maxSize    string
+	minFree    string
+	maxMemory  string
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -53,6 +60,9 @@ Exit codes: 0 it was stopped or left, 1 it failed, 3 another daemon runs.`,
 	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
 	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
 	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
+	cmd.Flags().StringVar(&opts.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
+	cmd.Flags().StringVar(&opts.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
+	cmd.Flags().StringVar(&opts.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
 	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 	cmd.AddCommand(newDaemonStatusCommand(g), newDaemonStopCommand(g))
 	return cmd
@@ -72,7 +82,7 @@ func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error 
 		return err
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memoryTarget)
+		debug.SetMemoryLimit(dc.MaxMemory)
 	}
 	err = daemon.Run(cmd.Context(), dc)
 	if errors.Is(err, daemon.ErrRunning) {
@@ -101,6 +111,10 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if err != nil {
 		return daemon.Config{}, usageError{err}
 	}
+	memory, err := o.sizes(&cfg)
+	if err != nil {
+		return daemon.Config{}, usageError{err}
+	}
 	root, err := filepath.Abs(cfg.Root)
 	if err != nil {
 		return daemon.Config{}, err
@@ -111,8 +125,32 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	}
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
 	return daemon.Config{Root: root, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
+}
+
+// sizes puts the flags that are sizes over those of the file, and returns the
+// bytes of memory.
+func (o *daemonOptions) sizes(cfg *config.Config) (memory int64, err error) {
+	for _, f := range []struct {
+		flag, value string
+		to          *config.Size
+	}{{"cache-max-size", o.maxSize, &cfg.Cache.MaxSize}, {"cache-min-free", o.minFree, &cfg.Cache.MinFree}, {"max-memory", o.maxMemory, &cfg.MaxMemory}} {
+		if f.value == "" {
+			continue
+		}
+		if *f.to, err = config.ParseSize(f.value); err != nil {
+			return 0, fmt.Errorf("--%s: %w", f.flag, err)
+		}
+	}
+	switch m := cfg.MaxMemory; {
+	case m.IsZero():
+		return memoryTarget, nil
+	case m.Percent > 0 || m.Bytes < minMemory:
+		return 0, fmt.Errorf("max-memory %s: want at least %d bytes", m, minMemory)
+	}
+	return cfg.MaxMemory.Bytes, nil
 }
 
 // args are the flags that were given, for a daemon that takes over.
@@ -129,6 +167,11 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.grace != 0 {
 		args = append(args, "--grace", o.grace.String())
+	}
+	for _, f := range [][2]string{{"--cache-max-size", o.maxSize}, {"--cache-min-free", o.minFree}, {"--max-memory", o.maxMemory}} {
+		if f[1] != "" {
+			args = append(args, f[0], f[1])
+		}
 	}
 	return args
 }
@@ -188,6 +231,9 @@ func printStatus(w io.Writer, s *api.Status) error {
 	fmt.Fprintf(w, "mount path: %s\n", s.Mode)
 	if s.ModeReason != "" {
 		fmt.Fprintf(w, "because: %s\n", s.ModeReason)
+	}
+	if s.Cache != nil {
+		fmt.Fprintln(w, "layers: "+cacheLine(s.Cache))
 	}
 	if len(s.Mounts) == 0 {
 		fmt.Fprintln(w, "nothing is mounted")

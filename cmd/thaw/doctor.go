@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/thaw-project/thaw/internal/config"
 	"github.com/thaw-project/thaw/internal/container"
+	"github.com/thaw-project/thaw/internal/daemon"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
 	"github.com/thaw-project/thaw/internal/mount/fuse"
@@ -53,7 +55,7 @@ Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
 			if err != nil {
 				return err
 			}
-			d := diagnose(cmd.Context(), cfg.Root)
+			d := diagnose(cmd.Context(), cfg)
 			if asJSON {
 				err = printJSON(cmd, d)
 			} else {
@@ -71,7 +73,8 @@ Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
 	return cmd
 }
 
-func diagnose(ctx context.Context, root string) *diagnosis {
+func diagnose(ctx context.Context, cfg config.Config) *diagnosis {
+	root := cfg.Root
 	d := &diagnosis{Mount: api.ModeFanotify}
 	add := func(name, state, detail, hint string) {
 		d.Checks = append(d.Checks, check{name, state, detail, hint})
@@ -92,6 +95,7 @@ func diagnose(ctx context.Context, root string) *diagnosis {
 		free = fmt.Sprintf(", %s free", units.HumanSize(float64(st.Bavail)*float64(st.Bsize)))
 	}
 	add("state directory", stateOK, root+" on "+fsType+free, "")
+	d.checkRoom(&st, cfg.Cache, add)
 	if os.Geteuid() == 0 {
 		d.probe(ctx, root, add)
 	} else {
@@ -104,6 +108,21 @@ func diagnose(ctx context.Context, root string) *diagnosis {
 	}
 	add("cgroups", stateOK, cgroupKind(), "")
 	return d
+}
+
+// checkRoom compares the disk with the limits of the configuration.
+func (d *diagnosis) checkRoom(st *unix.Statfs_t, c config.Cache, add func(name, state, detail, hint string)) {
+	size, free := int64(st.Blocks)*st.Bsize, int64(st.Bavail)*st.Bsize
+	limit, keep := "no limit", max(c.MinFree.Of(size), daemon.MinFreeBytes)
+	if n := c.MaxSize.Of(size); n > 0 {
+		limit = "at most " + units.HumanSize(float64(n))
+	}
+	detail := fmt.Sprintf("layers: %s; %s are kept free", limit, units.HumanSize(float64(keep)))
+	if free < keep {
+		add("cache", stateWarning, detail+", and there are "+units.HumanSize(float64(free)), "make room on the disk: until then there is no background hydration")
+		return
+	}
+	add("cache", stateOK, detail, "")
 }
 
 // probe tries the lazy mount out in the state directory.

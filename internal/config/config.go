@@ -43,6 +43,18 @@ type Config struct {
 	Insecure []string `toml:"insecure"`
 	// Mirrors maps a registry host to base URLs that are asked before it.
 	Mirrors map[string][]string `toml:"mirrors"`
+	// MaxMemory is what the daemon's memory aims at, its buffers included; empty:
+	// the daemon's default.
+	MaxMemory Size `toml:"max-memory"`
+	// Cache bounds the layers on disk.
+	Cache Cache `toml:"cache"`
+}
+
+// Cache says when layers are evicted that nothing uses and nothing pins. Shares
+// are of the state directory's file system.
+type Cache struct {
+	MaxSize Size `toml:"max-size"` // of all layers on disk; empty: no limit
+	MinFree Size `toml:"min-free"` // to be left on the disk, which only waiting readers may use; 256 MiB at least
 }
 
 // Duration is a time.Duration written as in "30s".

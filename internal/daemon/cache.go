@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -13,13 +12,15 @@ import (
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/hydrate"
-	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/oci"
 )
 
+// ownerImage begins the names of owners that are pulled images.
+const ownerImage = "image:"
+
 // pinOwner is who pins a pulled image's layers.
-func pinOwner(ref oci.Reference) string { return "image:" + ref.String() }
+func pinOwner(ref oci.Reference) string { return ownerImage + ref.String() }
 
 // pull brings a whole image here and pins it.
 func (d *Daemon) pull(ctx context.Context, t *task) (*api.Pulled, error) {
@@ -87,26 +88,59 @@ func (d *Daemon) remove(ctx context.Context, name string) ([]layerstore.Info, er
 	if err != nil && !slices.Contains(d.store.Owners(), pinOwner(ref)) {
 		return nil, api.Errorf(api.CodeNotFound, "thaw cache ls lists what is here", "image %s is not on this node", ref)
 	}
-	if err := d.store.Unpin(pinOwner(ref)); err != nil {
-		return nil, err
-	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("forget image %s: %w", ref, err)
 	}
-	// The index of what is mounted stays: the next daemon needs it to go on.
-	if stored != nil && !d.isMounted(stored.Digest) {
-		if err := d.indexes.Remove(stored.Digest); err != nil {
+	if err := d.store.Unpin(pinOwner(ref)); err != nil {
+		return nil, err
+	}
+	if stored != nil {
+		if err := d.dropIndex(stored.Digest); err != nil {
 			return nil, err
 		}
 	}
 	return d.gc(ctx)
 }
 
-// isMounted reports whether a mount uses the image with that manifest.
-func (d *Daemon) isMounted(manifest digest.Digest) bool {
+// dropIndex removes the index of an image that was removed. That of one in use
+// stays, since the next daemon needs it to go on, until it is not any more.
+func (d *Daemon) dropIndex(manifest digest.Digest) error {
+	for _, stored := range d.rememberedImages() {
+		if stored != nil && stored.Digest == manifest {
+			return nil // by another name
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.ContainsFunc(d.images(), func(img *image) bool { return img.digest == manifest })
+	if slices.ContainsFunc(d.imagesInUse(), hasManifest(manifest)) {
+		d.removed[manifest] = true
+		return nil
+	}
+	delete(d.removed, manifest)
+	return d.indexes.Remove(manifest)
+}
+
+// unpin lets go of what a pulled image, or another owner of pins, keeps.
+// Nothing is removed by that.
+func (d *Daemon) unpin(name string) error {
+	if slices.Contains(d.store.Owners(), name) && !strings.HasPrefix(name, ownerImage) {
+		return d.store.Unpin(name)
+	}
+	ref, err := oci.ParseReference(strings.TrimPrefix(name, ownerImage))
+	if err != nil {
+		return api.Errorf(api.CodeInvalid, "name an image, or an owner that thaw cache ls lists under PINS", "%v", err)
+	}
+	if !slices.Contains(d.store.Owners(), pinOwner(ref)) {
+		return api.Errorf(api.CodeNotFound, "thaw cache ls lists who pins", "image %s is not pinned", ref)
+	}
+	path := d.imagePath(ref)
+	if stored, err := readImage(path); err == nil && stored.Pulled {
+		stored.Pulled = false
+		if err := writeJSON(path, stored); err != nil {
+			return err
+		}
+	}
+	return d.store.Unpin(pinOwner(ref))
 }
 
 func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerstore.Info, error) {
@@ -118,6 +152,9 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 		if info.Blob != dgst {
 			continue
 		}
+		if d.watched(dgst) {
+			return nil, api.Errorf(api.CodeInUse, "end what reads it", "layer %s is still read through a mount that was detached", dgst)
+		}
 		err := d.store.Remove(ctx, dgst)
 		if errors.Is(err, layerstore.ErrInUse) || errors.Is(err, layerstore.ErrPinned) {
 			return nil, api.Errorf(api.CodeInUse, "end what uses it, or thaw cache rm the image that pins it", "%v", err)
@@ -125,77 +162,6 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 		return []layerstore.Info{info}, err
 	}
 	return nil, api.Errorf(api.CodeNotFound, "thaw cache ls lists what is here", "layer %s is not on this node", dgst)
-}
-
-// gc removes the layers that no mount uses and no image pins, and the metadata
-// and indexes that then nothing refers to.
-func (d *Daemon) gc(ctx context.Context) ([]layerstore.Info, error) {
-	removed, err := d.store.GC(ctx, func(layerstore.Info) bool { return false })
-	if err != nil {
-		return removed, err
-	}
-	needed, err := d.indexedLayers()
-	if err != nil {
-		return removed, err
-	}
-	for _, info := range removed {
-		if needed[info.Blob] {
-			continue
-		}
-		if err := d.indexes.RemoveLayer(info.Blob); err != nil {
-			return removed, err
-		}
-	}
-	return removed, d.gcMetadata()
-}
-
-// indexedLayers are those that an image's index on this node refers to. Without
-// their own index, whose windows may be nowhere else, they could not be read.
-func (d *Daemon) indexedLayers() (map[digest.Digest]bool, error) {
-	images, err := d.indexes.Images()
-	if err != nil {
-		return nil, err
-	}
-	layers := map[digest.Digest]bool{}
-	for _, dgst := range images {
-		im, err := d.indexes.Get(dgst)
-		if err != nil {
-			continue // damaged, or removed meanwhile
-		}
-		head, err := index.DecodeImage(im.Head)
-		if err != nil {
-			continue
-		}
-		for i := range head.Layers {
-			layers[head.Layers[i].Blob] = true
-		}
-	}
-	return layers, nil
-}
-
-// gcMetadata removes EROFS images that no mount uses; one that is wanted again
-// is made from the index.
-func (d *Daemon) gcMetadata() error {
-	d.mu.Lock()
-	used := map[string]bool{}
-	for _, img := range d.images() {
-		used[img.head.ErofsDigest.Encoded()+".erofs"] = true
-	}
-	d.mu.Unlock()
-	dir := filepath.Join(d.cfg.Root, "metadata")
-	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("list metadata: %w", err)
-	}
-	for _, e := range entries {
-		if used[e.Name()] || strings.HasPrefix(e.Name(), ".tmp-") {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
-			return fmt.Errorf("remove metadata: %w", err)
-		}
-	}
-	return nil
 }
 
 // waits sums what the mount's readers waited since it was made.

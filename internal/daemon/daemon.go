@@ -25,6 +25,8 @@ import (
 	"sync"
 	"time"
 
+	digest "github.com/opencontainers/go-digest"
+
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/indexstore"
@@ -43,8 +45,12 @@ type Config struct {
 	Background int64         // bytes/s of compressed layers; 0: no limit, negative: off
 	IdleExit   time.Duration // after the last mount; 0: never
 	Grace      time.Duration // how long readers wait for a new daemon after a crash
-	Insecure   []string      // hosts that may be spoken to in plain http
-	Mirrors    map[string][]string
+	// MaxSize and MinFree return what all layers may take, and what is to be left
+	// free, on a disk of the given size; 0: no limit.
+	MaxSize, MinFree func(diskBytes int64) int64
+	MaxMemory        int64    // that the process aims at; its buffers get a part of it
+	Insecure         []string // hosts that may be spoken to in plain http
+	Mirrors          map[string][]string
 	// Keeper is the command that runs keeper.Run for Root.
 	Keeper []string
 	Log    *slog.Logger
@@ -67,7 +73,9 @@ type Daemon struct {
 	mounter  lazyMounter       // nil in eager mode
 	fanotify *fanotify.Mounter // the same, where it is one
 
-	checking sync.Mutex // held while an index is compared with its layers
+	checking   sync.Mutex // held while an index is compared with its layers
+	collecting sync.Mutex // held while small files are collected; taken before mu
+	room       room
 
 	mode, modeReason string
 
@@ -76,9 +84,11 @@ type Daemon struct {
 
 	// mu guards what follows. Taken before no other lock of the daemon.
 	mu       sync.Mutex
-	mounts   map[string]*mounted // by id
-	making   map[*image]bool     // that are being mounted
-	reserved map[string]bool     // directories that are being mounted on
+	mounts   map[string]*mounted    // by id
+	making   map[*image]bool        // that are being mounted or pulled
+	kept     map[*image]bool        // in use since the collection that is under way began; nil if none is
+	removed  map[digest.Digest]bool // images that were removed while they were in use: their indexes are to go
+	reserved map[string]bool        // directories that are being mounted on
 	lastBusy time.Time
 	calls    int // under way
 	leaving  bool
@@ -108,7 +118,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("find state directory: %w", err)
 	}
 	cfg.Root = root
-	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{}, making: map[*image]bool{}, lastBusy: time.Now()}
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
+		making: map[*image]bool{}, removed: map[digest.Digest]bool{}, lastBusy: time.Now()}
+	d.room.freed = make(chan struct{}, 1)
 	d.ctx, d.cancel = context.WithCancel(ctx)
 	defer d.cancel()
 	store, err := layerstore.Open(filepath.Join(cfg.Root, "store"), layerstore.Options{Log: d.log, DropCache: true})
@@ -128,9 +140,10 @@ func Run(ctx context.Context, cfg Config) error {
 		d.log.Warn("set limit of open files", "err", err)
 	}
 	defer d.clients.close()
-	d.sched = hydrate.New(hydrate.Options{RateBytes: max(cfg.Background, 0), Log: d.log})
+	d.sched = hydrate.New(hydrate.Options{MemoryBytes: cfg.MaxMemory * 3 / 7, RateBytes: max(cfg.Background, 0), Room: d.makeRoom, Log: d.log})
 	defer d.sched.Close()
-	d.layers.init()
+	d.layers.init(d.full)
+	d.restorePins()
 	if err := d.startMounter(); err != nil {
 		return err
 	}
@@ -153,6 +166,7 @@ func (d *Daemon) serve() error {
 		ReadHeaderTimeout: 10 * time.Second}
 	d.wg.Go(d.leaveWhenIdle)
 	d.wg.Go(d.syncLayers)
+	d.wg.Go(d.keepRoom)
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

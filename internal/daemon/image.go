@@ -32,6 +32,7 @@ type image struct {
 	err      error
 
 	head   *index.Image
+	erofs  string        // metadataName, once head is there; guarded by Daemon.mu
 	index  digest.Digest // of the index' manifest
 	origin string        // of the index: originLocal, ...
 
@@ -80,7 +81,8 @@ type task struct {
 	event   func(api.Event) // never nil
 	lazy    bool            // a mount is waiting, which needs no layer to be proven
 
-	pulledBytes int64 // compressed layer bytes that passed to make the index
+	image       *image // what Daemon.keepFiles keeps
+	pulledBytes int64  // compressed layer bytes that passed to make the index
 
 	mu   sync.Mutex // guards held and over
 	held []*layerstore.Layer
@@ -338,6 +340,7 @@ func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.keepFiles(t, img)
 	err = t.phase("index", func() (string, error) {
 		err := d.findIndex(ctx, t, img)
 		return img.origin, err
@@ -353,6 +356,7 @@ func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
+	d.keepFiles(t, img) // now with its metadata
 	return img, nil
 }
 

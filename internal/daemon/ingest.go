@@ -9,7 +9,6 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/index"
@@ -60,7 +59,7 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 	}
 	blob, err := indexer.Layer(ctx, img.repo, l, indexer.Sink{Read: progress.add, Span: func(data []byte) error {
 		if before := in.Size(); before/roomCheckBytes != (before+int64(len(data)))/roomCheckBytes {
-			if err := d.checkRoom(); err != nil {
+			if err := d.makeRoom(ctx, roomCheckBytes); err != nil {
 				return err
 			}
 		}
@@ -82,20 +81,9 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 	return blob, errors.Join(t.hold(stored), d.indexes.PutLayer(blob))
 }
 
-// What a layer without an index unpacks to, nobody knows before: it ends while
-// there is still room for others on the disk.
-const (
-	reserveBytes   = 256 << 20
-	roomCheckBytes = 32 << 20 // how often to look
-)
-
-func (d *Daemon) checkRoom() error {
-	free, err := d.store.FreeBytes()
-	if err == nil && free < reserveBytes {
-		err = fmt.Errorf("write layer: only %d MiB are left on the disk of %s: %w", free>>20, d.cfg.Root, unix.ENOSPC)
-	}
-	return err
-}
+// roomCheckBytes is how often to look for room: what a layer without an index
+// unpacks to, nobody knows before.
+const roomCheckBytes = 32 << 20
 
 // progress reports the compressed bytes of an image that have passed.
 type progress struct {

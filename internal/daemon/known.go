@@ -53,6 +53,19 @@ func (s *storedImage) image(ref oci.Reference) (*oci.Image, error) {
 	return img, nil
 }
 
+// layers are the blob digests of an image's layers.
+func (s *storedImage) layers() ([]digest.Digest, error) {
+	img, err := oci.ParseImage(s.Manifest, s.Config)
+	if err != nil {
+		return nil, err
+	}
+	var blobs []digest.Digest
+	for _, l := range img.Layers {
+		blobs = append(blobs, l.Descriptor.Digest)
+	}
+	return blobs, nil
+}
+
 func readImage(path string) (*storedImage, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,6 +12,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/index"
@@ -48,9 +50,14 @@ func (l *layer) failure() error {
 type layers struct {
 	mu     sync.Mutex // guards changes of byBlob and layer.users
 	byBlob atomic.Pointer[map[digest.Digest]*layer]
+	// full is told that the disk is, and reports whether to try again.
+	full func(ctx context.Context, l *layer, cause error) bool
 }
 
-func (ls *layers) init() { ls.byBlob.Store(&map[digest.Digest]*layer{}) }
+func (ls *layers) init(full func(context.Context, *layer, error) bool) {
+	ls.byBlob.Store(&map[digest.Digest]*layer{})
+	ls.full = full
+}
 
 func (ls *layers) get(blob digest.Digest) *layer { return (*ls.byBlob.Load())[blob] }
 
@@ -81,7 +88,11 @@ func (ls *layers) Fetch(ctx context.Context, blob digest.Digest, off, n int64) e
 	if l == nil {
 		return fmt.Errorf("layer %s is not in use", blob)
 	}
-	return l.hydrate.Fetch(ctx, off, n)
+	err := l.hydrate.Fetch(ctx, off, n)
+	if errors.Is(err, unix.ENOSPC) && ls.full(ctx, l, err) {
+		err = l.hydrate.Fetch(ctx, off, n)
+	}
+	return err
 }
 
 func (ls *layers) closeAll() {
@@ -218,6 +229,7 @@ func (d *Daemon) drop(l *layer) {
 	if err := l.store.Release(); err != nil {
 		d.log.Error("sync layer", "layer", l.blob, "err", err)
 	}
+	d.released()
 }
 
 // layerFinished is told by the scheduler that a layer is complete, or that it

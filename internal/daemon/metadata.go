@@ -7,11 +7,14 @@ import (
 	"path/filepath"
 )
 
+// metadataName is the name of the file of an image's EROFS metadata.
+func metadataName(img *image) string { return img.head.ErofsDigest.Encoded() + ".erofs" }
+
 // metadataPath returns the image's EROFS metadata as a file, which is made, or
 // verified when it is here already.
 func (d *Daemon) metadataPath(img *image) (string, error) {
 	dir := filepath.Join(d.cfg.Root, "metadata")
-	path := filepath.Join(dir, img.head.ErofsDigest.Encoded()+".erofs")
+	path := filepath.Join(dir, metadataName(img))
 	b, err := os.ReadFile(path)
 	here := err == nil && img.head.ErofsDigest.Algorithm().FromBytes(b) == img.head.ErofsDigest
 	if !here {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -113,7 +112,6 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	defer d.keepFiles(img)()
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
@@ -145,33 +143,12 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	return m, nil
 }
 
-// keepFiles keeps an image's index and metadata from being removed while it is
-// being mounted, until the function it returns is called.
-func (d *Daemon) keepFiles(img *image) (done func()) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.making[img] = true
-	return func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		delete(d.making, img)
-	}
-}
-
-// images are those that are mounted or about to be. Called with mu held.
-func (d *Daemon) images() []*image {
-	all := slices.Collect(maps.Keys(d.making))
-	for _, m := range d.mounts {
-		all = append(all, m.img)
-	}
-	return all
-}
-
 // adopt serves a mount from now on.
 func (d *Daemon) adopt(m *mounted) {
 	ctx, cancel := context.WithCancel(d.ctx)
 	m.cancel = cancel
 	d.mu.Lock()
+	m.img.erofs = metadataName(m.img)
 	d.mounts[m.ID] = m
 	d.mu.Unlock()
 	d.wg.Go(func() { d.followCompletion(ctx, m) })
@@ -449,7 +426,11 @@ func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
 	d.mu.Lock()
 	delete(d.mounts, m.ID)
 	d.lastBusy = time.Now()
+	removed := d.removed[m.Manifest]
 	d.mu.Unlock()
+	if removed {
+		err = errors.Join(err, d.dropIndex(m.Manifest))
+	}
 	close(m.gone)
 	return err
 }

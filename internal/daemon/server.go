@@ -54,6 +54,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("GET /v1/layers", d.serveLayers)
 	mux.HandleFunc("DELETE /v1/layers", d.serveRemove)
 	mux.HandleFunc("POST /v1/gc", d.serveGC)
+	mux.HandleFunc("DELETE /v1/pins", d.serveUnpin)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		cred, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
 		if !ok || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
@@ -110,7 +111,7 @@ func userError(err error) *api.Error {
 	case errors.Is(err, layerstore.ErrQuarantined):
 		e.Hint = "its index lied: --index=ignore makes another, once nothing uses the layer any more"
 	case errors.Is(err, unix.ENOSPC):
-		e.Hint = "make room: thaw cache gc, or thaw cache rm IMAGE"
+		e.Hint = "make room: thaw cache gc, thaw cache rm IMAGE, or what else is on that disk"
 	}
 	return e
 }
@@ -167,6 +168,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 
 // end lets go of what a task still holds.
 func (d *Daemon) end(t *task) {
+	d.dropFiles(t)
 	if err := t.release(); err != nil {
 		d.log.Error("release layers", "image", t.req.Image, "err", err)
 	}
@@ -261,7 +263,9 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 	for _, m := range all {
 		s.Mounts = append(s.Mounts, *d.describe(m, false))
 	}
-	answer(w, s, nil)
+	var err error
+	s.Cache, err = d.describeCache()
+	answer(w, s, err)
 }
 
 // describe says how a mount is now.
@@ -298,7 +302,8 @@ func describeLayers(infos []layerstore.Info) []api.Layer {
 	out := make([]api.Layer, 0, len(infos))
 	for _, i := range infos {
 		out = append(out, api.Layer{Blob: i.Blob, DiffID: i.DiffID, SizeBytes: i.TarBytes, HereBytes: i.HereBytes,
-			Complete: i.Proven, InUse: i.InUse, Pins: append([]string{}, i.Pins...), Quarantined: i.Quarantined, LastUse: i.LastUse})
+			DiskBytes: i.DiskBytes,
+			Complete:  i.Proven, InUse: i.InUse, Pins: append([]string{}, i.Pins...), Quarantined: i.Quarantined, LastUse: i.LastUse})
 	}
 	return out
 }
@@ -306,6 +311,10 @@ func describeLayers(infos []layerstore.Info) []api.Layer {
 func (d *Daemon) serveRemove(w http.ResponseWriter, r *http.Request) {
 	removed, err := d.remove(r.Context(), strings.TrimSpace(r.URL.Query().Get("name")))
 	answer(w, describeLayers(removed), err)
+}
+
+func (d *Daemon) serveUnpin(w http.ResponseWriter, r *http.Request) {
+	answer(w, struct{}{}, d.unpin(strings.TrimSpace(r.URL.Query().Get("name"))))
 }
 
 func (d *Daemon) serveGC(w http.ResponseWriter, r *http.Request) {

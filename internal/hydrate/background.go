@@ -49,9 +49,13 @@ func (b *backlog) delay() time.Duration { return time.Second << min(max(b.failur
 // until the scheduler is closed.
 func (s *Scheduler) background() {
 	for {
-		l, r := s.take()
-		if l == nil {
+		s.checkRoom(s.ctx)
+		l, r, ok := s.take()
+		if !ok {
 			return
+		}
+		if l == nil {
+			continue
 		}
 		err := l.transfer(r)
 		l.backOff(err)
@@ -77,13 +81,16 @@ func (s *Scheduler) quietFor() time.Duration {
 }
 
 // take waits for the next run of the background and claims it. The layer is
-// nil when the scheduler is closed.
-func (s *Scheduler) take() (*Layer, *run) {
+// nil when it is time to look for room again; not ok: the scheduler is closed.
+func (s *Scheduler) take() (_ *Layer, _ *run, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
 		if s.closed {
-			return nil, nil
+			return nil, nil, false
+		}
+		if s.full.err != nil && !time.Now().Before(s.full.again) {
+			return nil, nil, true
 		}
 		var soonest time.Time
 		for n := range s.layers {
@@ -93,7 +100,7 @@ func (s *Scheduler) take() (*Layer, *run) {
 			if r != nil {
 				s.next = at + 1 // the next layer's turn
 				l.wg.Add(1)
-				return l, r
+				return l, r, true
 			}
 			if !again.IsZero() && (soonest.IsZero() || again.Before(soonest)) {
 				soonest = again
@@ -123,6 +130,8 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, time.Time{}
 	case now.Before(l.retryAt):
 		return nil, l.retryAt
+	case l.s.full.err != nil:
+		return nil, l.s.full.again
 	case l.streams():
 		if l.front < len(l.c.Spans) && l.s.streams < maxBackgroundStreams {
 			l.startStream()
@@ -189,7 +198,7 @@ func (l *Layer) Err() error {
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	if l.failures < giveUpFailures {
-		return nil
+		return l.noRoom()
 	}
 	return l.lastErr
 }

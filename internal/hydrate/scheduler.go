@@ -39,7 +39,10 @@ type Options struct {
 	// RateBytes limits the background of all layers together, in bytes a second
 	// of the compressed layers; 0 is no limit.
 	RateBytes int64
-	Log       *slog.Logger
+	// Room reports, with an error, that n bytes more must not be written now by
+	// what nobody waits for. It may make room first. nil: there always is.
+	Room func(ctx context.Context, n int64) error
+	Log  *slog.Logger
 }
 
 // Scheduler fetches spans for any number of layers. Close it to stop.
@@ -64,8 +67,9 @@ type Scheduler struct {
 	// blocks is called with it held.
 	mu      sync.Mutex
 	layers  []*Layer
-	next    int        // layer whose turn it is in the background
-	streams int        // layers that are streamed
+	next    int // layer whose turn it is in the background
+	streams int // layers that are streamed
+	full    full
 	wake    *sync.Cond // background workers: there may be work
 	closed  bool
 }

@@ -67,9 +67,10 @@ func (l *Layer) streamAll(ctx context.Context) error {
 // pacedReader counts what a stream reads, and holds it to the rate of the
 // background while nobody waits for the layer.
 type pacedReader struct {
-	ctx context.Context
-	l   *Layer
-	r   io.Reader
+	ctx   context.Context
+	l     *Layer
+	r     io.Reader
+	since int64 // bytes since it was last asked whether there is room
 }
 
 func (p *pacedReader) Read(b []byte) (int, error) {
@@ -79,6 +80,12 @@ func (p *pacedReader) Read(b []byte) (int, error) {
 		p.l.s.yield(p.ctx, nil)
 		if werr := p.l.pace(p.ctx, nil, int64(n)); werr != nil {
 			return n, werr
+		}
+		if p.since += int64(n); p.since >= runBytes {
+			p.since = 0
+			if werr := p.l.waitRoom(p.ctx); werr != nil {
+				return n, werr
+			}
 		}
 	}
 	return n, err

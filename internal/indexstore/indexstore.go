@@ -19,6 +19,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -42,12 +43,12 @@ func Open(dir string) (*Store, error) {
 		}
 	}
 	s := &Store{dir: dir}
-	s.sweep()
+	s.Sweep()
 	return s, nil
 }
 
-// sweep removes what processes were writing when they were killed.
-func (s *Store) sweep() {
+// Sweep removes what processes were writing when they were killed.
+func (s *Store) Sweep() {
 	for _, pattern := range []string{".tmp-*", "*/.tmp-*", "images/*/.tmp-*"} {
 		files, _ := filepath.Glob(s.path(pattern)) // the pattern is right
 		for _, f := range files {
@@ -81,9 +82,18 @@ type Image struct {
 	Local    bool // built on this node from the layers themselves
 }
 
-// Get returns the index of the image with the given manifest digest, or
-// ErrNotFound.
+// Get returns the index of the image with the given manifest digest, which is to
+// be used, or ErrNotFound.
 func (s *Store) Get(image digest.Digest) (*Image, error) {
+	im, err := s.Peek(image)
+	if err == nil {
+		s.touch(image)
+	}
+	return im, err
+}
+
+// Peek is Get for who only looks: it does not count as a use.
+func (s *Store) Peek(image digest.Digest) (*Image, error) {
 	if image.Validate() != nil {
 		return nil, ErrNotFound
 	}
@@ -104,6 +114,31 @@ func (s *Store) Get(image digest.Digest) (*Image, error) {
 		return nil, ErrNotFound
 	}
 	return &Image{Digest: r.Index, Manifest: r.Manifest, Head: head, Local: r.Local}, nil
+}
+
+// lastUseGrain is how coarse LastUse is, to spare the disk.
+const lastUseGrain = time.Minute
+
+// touch notes that an image's index was used, in the modification time of its record.
+func (s *Store) touch(image digest.Digest) {
+	path, now := s.path("images", name(image), "record.json"), time.Now()
+	if st, err := os.Stat(path); err == nil && now.Sub(st.ModTime()) > lastUseGrain {
+		os.Chtimes(path, now, now) // without it the index is only collected earlier
+	}
+}
+
+// LastUse returns when the index of an image was last stored or got, to the
+// minute; zero if there is none.
+func (s *Store) LastUse(image digest.Digest) time.Time {
+	return modTime(s.path("images", name(image), "record.json"))
+}
+
+func modTime(path string) time.Time {
+	st, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}
+	}
+	return st.ModTime()
 }
 
 // Put keeps the index of an image.
@@ -218,6 +253,27 @@ func (s *Store) RemoveLayer(blob digest.Digest) error {
 		}
 	}
 	return nil
+}
+
+// Layers lists the layers that have an index here, by their blob digests, with
+// the time when it was stored; the latest where there are several.
+func (s *Store) Layers() (map[digest.Digest]time.Time, error) {
+	entries, err := os.ReadDir(s.path("layers"))
+	if err != nil {
+		return nil, fmt.Errorf("list index store: %w", err)
+	}
+	out := map[digest.Digest]time.Time{}
+	for _, e := range entries {
+		blob, _, _ := strings.Cut(e.Name(), ".")
+		d := digest.Digest(strings.Replace(blob, "-", ":", 1))
+		if d.Validate() != nil {
+			continue
+		}
+		if at := modTime(s.path("layers", e.Name())); at.After(out[d]) {
+			out[d] = at
+		}
+	}
+	return out, nil
 }
 
 // Images lists the manifest digests of the images that have an index here.

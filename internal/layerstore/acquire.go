@@ -14,7 +14,7 @@ import (
 )
 
 // lastUseGrain is how coarse LastUse is, to spare the disk.
-const lastUseGrain = time.Minute
+const lastUseGrain = time.Second
 
 // Acquire opens a layer, which is made (empty) where it is not here, and counts
 // the caller as a user until Release. Everyone who acquires the same blob gets

@@ -35,7 +35,7 @@
 // # What it does not do
 //
 // It fetches nothing, decompresses nothing, knows no mounts and starts no
-// goroutines. It does not judge an index beyond its span table. It evicts only
-// what GC is told to; an eviction of single spans fits in as: take the bit back,
-// make that durable, then punch the hole (see Layer.forget).
+// goroutines. It does not judge an index beyond its span table. It removes only
+// when GC or Evict are called, and only whole layers without users and pins
+// (docs/decisions/0010-evict-whole-layers.md).
 package layerstore

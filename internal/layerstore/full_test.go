@@ -100,7 +100,7 @@ func TestFullDiskIngest(t *testing.T) {
 	dir := smallDisk(t)
 	s := openStore(t, dir, boot1)
 	f := makeFake(1, 12*SpanBytes, SpanBytes)
-	before, err := s.FreeBytes()
+	before, _, err := s.FreeBytes()
 	must(t, err)
 	g, err := s.Ingest(t.Context(), f.meta.Blob, 1, f.meta.DiffID)
 	must(t, err)
@@ -116,7 +116,7 @@ func TestFullDiskIngest(t *testing.T) {
 		t.Errorf("commit: %v", err)
 	}
 	noTemps(t, s)
-	if after, err := s.FreeBytes(); err != nil || after < before-64<<10 {
+	if after, _, err := s.FreeBytes(); err != nil || after < before-64<<10 {
 		t.Errorf("%d bytes free, were %d (%v)", after, before, err)
 	}
 }

@@ -27,7 +27,7 @@ type Info struct {
 	Proven       bool  // and the diffID holds, durably
 	InUse        bool
 	Pins         []string  // owners, sorted
-	LastUse      time.Time // to the minute
+	LastUse      time.Time // to the second
 	Quarantined  string    // the reason; such an entry has no data
 }
 
@@ -105,6 +105,12 @@ func (l *Layer) describe(info *Info) {
 // Remove removes a layer that is neither in use nor pinned (*BusyError). One
 // that is not here is ErrNotFound.
 func (s *Store) Remove(ctx context.Context, blob digest.Digest) error {
+	return s.remove(ctx, blob, nil)
+}
+
+// remove is Remove, of a layer that keep does not want: asked when nobody can
+// acquire the layer any more.
+func (s *Store) remove(ctx context.Context, blob digest.Digest, keep func(digest.Digest) bool) error {
 	if err := checkDigest(blob); err != nil {
 		return fmt.Errorf("remove layer: %w", err)
 	}
@@ -123,6 +129,9 @@ func (s *Store) Remove(ctx context.Context, blob digest.Digest) error {
 	if busy.Users > 0 || len(busy.Owners) > 0 {
 		return busy
 	}
+	if keep != nil && keep(blob) {
+		return fmt.Errorf("remove layer %s: %w", blob, ErrInUse)
+	}
 	dir := s.layerDir(blob)
 	if !exists(dir) {
 		return fmt.Errorf("remove layer %s: %w", blob, ErrNotFound)
@@ -135,7 +144,7 @@ func (s *Store) Remove(ctx context.Context, blob digest.Digest) error {
 
 // GC removes every layer that has no pins and no users and that keep (nil: none)
 // does not want, and returns those. An error does not keep it from the others.
-func (s *Store) GC(ctx context.Context, keep func(Info) bool) ([]Info, error) {
+func (s *Store) GC(ctx context.Context, keep func(digest.Digest) bool) ([]Info, error) {
 	infos, err := s.List()
 	if err != nil {
 		return nil, err
@@ -146,10 +155,10 @@ func (s *Store) GC(ctx context.Context, keep func(Info) bool) ([]Info, error) {
 		if err := ctx.Err(); err != nil {
 			return removed, errors.Join(append(errs, fmt.Errorf("remove layers: %w", err))...)
 		}
-		if info.Quarantined != "" || info.InUse || len(info.Pins) > 0 || keep != nil && keep(info) {
+		if info.Quarantined != "" || info.InUse || len(info.Pins) > 0 {
 			continue
 		}
-		err := s.Remove(ctx, info.Blob)
+		err := s.remove(ctx, info.Blob, keep)
 		switch {
 		case err == nil:
 			removed = append(removed, info)

@@ -18,8 +18,8 @@ const (
 	pinsVersion  = 1
 	maxPinsBytes = 64 << 20
 
-	// lostPins owns every layer of a store whose pins could not be read.
-	lostPins = "lost-pins"
+	// LostPins owns every layer of a store whose pins could not be read.
+	LostPins = "lost-pins"
 )
 
 // pins are the owners that want layers kept: pins.json.
@@ -72,12 +72,12 @@ func loadPins(path string, blobs []digest.Digest, log *slog.Logger) (*pins, erro
 	if !errors.As(err, &corrupt) {
 		return p, err
 	}
-	log.Error("pins are damaged: all layers are kept until the owner "+lostPins+" is unpinned", "path", path, "err", err)
+	log.Error("pins are damaged: all layers are kept until the owner "+LostPins+" is unpinned", "path", path, "err", err)
 	if err := os.Rename(path, path+".damaged"); err != nil {
 		return nil, err
 	}
 	p.byOwner = map[string][]digest.Digest{}
-	return p, p.change(lostPins, blobs)
+	return p, p.change(LostPins, blobs)
 }
 
 // change writes the pins with an owner's set exchanged. mu is held, or p is new.

@@ -196,13 +196,14 @@ func (s *Store) open(blob digest.Digest) *Layer {
 	return nil
 }
 
-// FreeBytes returns how much an unprivileged user could still write here.
-func (s *Store) FreeBytes() (int64, error) {
+// FreeBytes returns how much an unprivileged user could still write here, and
+// how large the file system is.
+func (s *Store) FreeBytes() (free, size int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
-		return 0, fmt.Errorf("stat file system of %s: %w", s.dir, err)
+		return 0, 0, fmt.Errorf("stat file system of %s: %w", s.dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks) * st.Bsize, nil
 }
 
 // Close syncs and closes the layers still in use and gives the directory up.

@@ -299,7 +299,7 @@ func TestListRemovePinGC(t *testing.T) {
 	must(t, s.Unpin("image:x"))
 	must(t, s.Unpin("image:x"))
 	must(t, s.Unpin("nobody"))
-	removed, err = s.GC(t.Context(), func(i Info) bool { return i.Proven })
+	removed, err = s.GC(t.Context(), func(d digest.Digest) bool { return d == b.meta.Blob })
 	if err != nil || len(removed) != 0 {
 		t.Errorf("collected %+v, %v", removed, err)
 	}
@@ -328,7 +328,7 @@ func TestDamagedPinsKeepEverything(t *testing.T) {
 		if removed, err := s.GC(t.Context(), nil); err != nil || len(removed) != 0 {
 			t.Errorf("collected %+v, %v", removed, err)
 		}
-		must(t, s.Unpin(lostPins))
+		must(t, s.Unpin(LostPins))
 		if removed, err := s.GC(t.Context(), nil); err != nil || len(removed) != 1 {
 			t.Errorf("collected %+v, %v", removed, err)
 		}
@@ -349,8 +349,8 @@ func TestPinRefuses(t *testing.T) {
 
 func TestFreeBytes(t *testing.T) {
 	s := openStore(t, t.TempDir(), "")
-	if n, err := s.FreeBytes(); err != nil || n <= 0 {
-		t.Errorf("%d, %v", n, err)
+	if free, size, err := s.FreeBytes(); err != nil || free <= 0 || size < free {
+		t.Errorf("%d of %d, %v", free, size, err)
 	}
 }
 

@@ -112,7 +112,8 @@ type Layer struct {
 	DiffID      digest.Digest `json:"diffID"`
 	SizeBytes   int64         `json:"sizeBytes"` // uncompressed
 	HereBytes   int64         `json:"hereBytes"`
-	Complete    bool          `json:"complete"` // all here, and proven to be the diffID
+	DiskBytes   int64         `json:"diskBytes"` // allocated
+	Complete    bool          `json:"complete"`  // all here, and proven to be the diffID
 	InUse       bool          `json:"inUse"`
 	Pins        []string      `json:"pins"`
 	Quarantined string        `json:"quarantined,omitempty"` // why
@@ -129,6 +130,18 @@ type Status struct {
 	ModeReason  string    `json:"modeReason,omitempty"`
 	MemoryBytes int64     `json:"memoryBytes"` // resident
 	Mounts      []Mount   `json:"mounts"`
+	Cache       *Cache    `json:"cache"`
+}
+
+// Cache says what the layers take on disk and what they may.
+type Cache struct {
+	DiskBytes      int64 `json:"diskBytes"`      // allocated by all layers
+	EvictableBytes int64 `json:"evictableBytes"` // of those that nothing uses and nothing pins
+	MaxBytes       int64 `json:"maxBytes"`       // cache.max-size; 0: no limit
+	FreeBytes      int64 `json:"freeBytes"`      // on the disk
+	MinFreeBytes   int64 `json:"minFreeBytes"`   // what only waiting readers may use
+	EvictedLayers  int   `json:"evictedLayers"`  // since the daemon was started
+	EvictedBytes   int64 `json:"evictedBytes"`
 }
 
 // Progress is what a long call has done.

@@ -182,6 +182,11 @@ func (c *Client) Remove(ctx context.Context, name string) ([]Layer, error) {
 	return l, c.call(ctx, http.MethodDelete, "/v1/layers?name="+url.QueryEscape(name), nil, &l)
 }
 
+// Unpin lets go of what an image or another owner of pins keeps.
+func (c *Client) Unpin(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/v1/pins?name="+url.QueryEscape(name), nil, nil)
+}
+
 // GC removes the layers that no mount uses and no image pins.
 func (c *Client) GC(ctx context.Context) ([]Layer, error) {
 	var l []Layer

@@ -237,6 +237,16 @@ func (m *Mounter) Adopt(spec mount.Spec) error {
 	return nil
 }
 
+// Watches reports whether a layer is watched, mounted or not. It waits for nobody.
+func (m *Mounter) Watches(blob digest.Digest) bool {
+	for w := range m.live() {
+		if w.blob == blob {
+			return true
+		}
+	}
+	return false
+}
+
 // First returns a duplicate of the first descriptor of a layer that is watched, the caller's to close, or nil. A file that is watched must not be
 // opened anew for writing.
 func (m *Mounter) First(blob digest.Digest) (*os.File, error) {

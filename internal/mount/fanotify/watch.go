@@ -55,7 +55,7 @@ func (m *Mounter) find(blob digest.Digest) *watch {
 	return nil
 }
 
-// live yields the watches whose files have marks. Its caller holds mu.
+// live yields the watches whose files have marks. Without mu held they may be gone the next moment.
 func (m *Mounter) live() iter.Seq[*watch] {
 	return func(yield func(*watch) bool) {
 		for _, w := range *m.watches.Load() {
