@@ -145,9 +145,15 @@ type process struct {
 }
 
 // start starts a command. It is killed at the end of the test at the latest.
-func (n *node) start(args ...string) *process {
+func (n *node) start(args ...string) *process { n.Helper(); return n.startWith(nil, args...) }
+
+// startWith is start with something to read.
+func (n *node) startWith(stdin *os.File, args ...string) *process {
 	n.Helper()
 	cmd := n.command(args...)
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
 	p := &process{node: n, cmd: cmd, args: args, out: newOutput(), err: newOutput(), done: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = p.out, p.err
 	begun := time.Now()

@@ -147,6 +147,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := d.startMounter(); err != nil {
 		return err
 	}
+	d.room.open.Store(true)
 	return d.serve()
 }
 

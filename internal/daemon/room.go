@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -32,6 +33,9 @@ const (
 // room keeps the layers within the limits of the configuration.
 type room struct {
 	freed chan struct{} // a layer is not in use any more
+	// Set once the mounts of an earlier daemon are taken over: before that nobody
+	// knows what they need, and nothing is evicted.
+	open atomic.Bool
 
 	mu       sync.Mutex // held while evicting; guards what follows
 	measured time.Time
@@ -112,6 +116,9 @@ func (d *Daemon) measure() error {
 // evict removes layers that nothing needs until bytes are free, and returns how
 // many that were. room.mu is held.
 func (d *Daemon) evict(ctx context.Context, bytes int64, reason string) (int64, error) {
+	if !d.room.open.Load() {
+		return 0, nil
+	}
 	evicted, err := d.store.Evict(ctx, bytes, d.watched)
 	sum := int64(0)
 	for _, info := range evicted {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -121,10 +122,14 @@ func (c *Client) stream(ctx context.Context, path string, in, out any, event fun
 	return errors.New("the daemon went away in the middle of the call")
 }
 
-// Status describes the daemon.
+// Status describes the daemon. One that ends instead of answering is not running.
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var s Status
-	return &s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w in %s: it ended while it was asked", ErrNotRunning, c.root)
+	}
+	return &s, err
 }
 
 // Stop ends the daemon; force also takes away what is mounted.
