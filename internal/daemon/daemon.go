@@ -118,9 +118,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("find state directory: %w", err)
 	}
 	cfg.Root = root
-	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
-		making: map[*image]bool{}, removed: map[digest.Digest]bool{}, lastBusy: time.Now()}
-	d.room.freed = make(chan struct{}, 1)
+	d := newDaemon(cfg)
 	d.ctx, d.cancel = context.WithCancel(ctx)
 	defer d.cancel()
 	store, err := layerstore.Open(filepath.Join(cfg.Root, "store"), layerstore.Options{Log: d.log, DropCache: true})
@@ -142,13 +140,27 @@ func Run(ctx context.Context, cfg Config) error {
 	defer d.clients.close()
 	d.sched = hydrate.New(hydrate.Options{MemoryBytes: cfg.MaxMemory * 3 / 7, RateBytes: max(cfg.Background, 0), Room: d.makeRoom, Log: d.log})
 	defer d.sched.Close()
-	d.layers.init(d.full)
 	d.restorePins()
 	if err := d.startMounter(); err != nil {
 		return err
 	}
 	d.room.open.Store(true)
 	return d.serve()
+}
+
+func newDaemon(cfg Config) *Daemon {
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
+		making: map[*image]bool{}, removed: map[digest.Digest]bool{}, lastBusy: time.Now()}
+	unlimited := func(int64) int64 { return 0 }
+	if cfg.MaxSize == nil {
+		d.cfg.MaxSize = unlimited
+	}
+	if cfg.MinFree == nil {
+		d.cfg.MinFree = unlimited
+	}
+	d.room.freed = make(chan struct{}, 1)
+	d.layers.init(d.full)
+	return d
 }
 
 // serve answers calls until the daemon's context ends, then shuts down.

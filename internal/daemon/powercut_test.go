@@ -29,8 +29,8 @@ const otherBoot = "11111111-2222-4333-8444-555555555555"
 // openDaemon is a daemon over a state directory that neither mounts nor listens.
 func openDaemon(t testing.TB, root string) *Daemon {
 	t.Helper()
-	d := &Daemon{cfg: Config{Root: root, Mode: api.ModeEager}, log: slog.New(slog.DiscardHandler), mode: api.ModeEager,
-		mounts: map[string]*mounted{}, making: map[*image]bool{}, reserved: map[string]bool{}}
+	d := newDaemon(Config{Root: root, Mode: api.ModeEager, Log: slog.New(slog.DiscardHandler)})
+	d.mode = api.ModeEager
 	d.ctx, d.cancel = t.Context(), func() {}
 	var err error
 	if d.store, err = layerstore.Open(filepath.Join(root, "store"), layerstore.Options{Log: d.log}); err != nil {
@@ -40,7 +40,6 @@ func openDaemon(t testing.TB, root string) *Daemon {
 	if d.indexes, err = indexstore.Open(filepath.Join(root, "index")); err != nil {
 		t.Fatal(err)
 	}
-	d.layers.init()
 	return d
 }
 
