@@ -212,13 +212,6 @@ func (d *Daemon) collectMetadata() error {
 	return nil
 }
 
-// inUse reports whether an image with that manifest is mounted or about to be.
-func (d *Daemon) inUse(manifest digest.Digest) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.ContainsFunc(d.imagesInUse(), hasManifest(manifest))
-}
-
 // keepFiles keeps an image's record, index and metadata from being removed until
 // the task is over.
 func (d *Daemon) keepFiles(t *task, img *image) {
