@@ -20,6 +20,7 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/systemd"
 )
 
 const (
@@ -38,24 +39,39 @@ type daemonOptions struct {
 	maxSize    string
 	minFree    string
 	maxMemory  string
+	upgrade    bool
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
 	var opts daemonOptions
 	cmd := &cobra.Command{
 		Use:   "daemon",
-		Short: "Run the daemon in the foreground; status and stop talk to a running one",
+		Short: "Run the daemon in the foreground; status, stop and --upgrade talk to a running one",
 		Long: `Run the daemon of a state directory in the foreground. Other commands start one
 where none runs; it then leaves some time after the last mount.
 
-Ctrl-C ends the daemon; what is mounted stays, and readers of what is not here
-wait for the next daemon. If none comes within --grace their reads fail, until
-one does. thaw daemon stop is the orderly end.
+Ctrl-C ends the daemon; what is mounted stays, and the keeper starts another one
+as soon as somebody reads what is not here (under systemd that is left to
+systemd). If none comes within --grace such reads fail, until one does. thaw
+daemon stop is the orderly end.
 
-Exit codes: 0 it was stopped or left, 1 it failed, 3 another daemon runs.`,
+--upgrade is for the program of a new version, or the same: the running daemon
+becomes this program, with its flags, and then the keeper is replaced. Readers wait meanwhile. A
+program that does not work is refused before anything has changed; should it die
+at its start, the keeper goes back to the one before. A program that speaks another
+version of the keeper's protocol is refused too: end what is mounted first.
+
+Exit codes: 0 it was stopped or left, or was upgraded, 1 it failed, 3 another
+daemon runs.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemon(cmd, g, &opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.upgrade {
+				return runUpgrade(cmd, g)
+			}
+			return runDaemon(cmd, g, &opts)
+		},
 	}
+	cmd.Flags().BoolVar(&opts.upgrade, "upgrade", false, "have the running daemon go on as this program")
 	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
 	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
 	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
@@ -84,7 +100,20 @@ func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error 
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(dc.MaxMemory)
 	}
+	if dc.Stored, err = systemd.Inherited(); err != nil {
+		return err
+	}
+	if dc.Manager, err = systemd.New(log); err != nil {
+		log.Error("go on without a service manager", "err", err)
+	}
+	if dc.Manager != nil {
+		dc.Restart = nil // the manager does that
+	}
 	err = daemon.Run(cmd.Context(), dc)
+	var upgrade *daemon.Upgrade
+	if errors.As(err, &upgrade) {
+		return become(upgrade.Executable, log)
+	}
 	if errors.Is(err, daemon.ErrRunning) {
 		if s, serr := api.NewClient(dc.Root).Status(cmd.Context()); serr == nil {
 			err = api.Errorf(api.CodeInUse, "thaw daemon stop ends it", "a daemon runs already for %s: pid %d", dc.Root, s.Pid)
@@ -124,7 +153,7 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 		return daemon.Config{}, fmt.Errorf("find own program: %w", err)
 	}
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
-	return daemon.Config{Root: root, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+	return daemon.Config{Root: root, Restart: restart, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
@@ -178,11 +207,15 @@ func (o *daemonOptions) args() []string {
 
 func newKeeperCommand(g *globalOptions) *cobra.Command {
 	var grace time.Duration
+	var check bool
 	cmd := &cobra.Command{
 		Use:    "keeper --root DIR -- DAEMON-COMMAND...",
 		Short:  "Hold a daemon's descriptors while it is away (started by the daemon)",
 		Hidden: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if check {
+				return printJSON(cmd, daemon.Program{Name: buildVersion(), KeeperProtocol: keeper.ProtocolVersion})
+			}
 			cfg, err := g.load()
 			if err != nil {
 				return err
@@ -194,10 +227,11 @@ func newKeeperCommand(g *globalOptions) *cobra.Command {
 			keeper.Prepare(log)
 			// Not the command's context: a terminal's Ctrl-C is not for the keeper.
 			return keeper.Run(context.Background(), keeper.Options{Socket: filepath.Join(cfg.Root, daemon.KeeperSocketName),
-				Grace: grace, RestartCommand: args, Log: log})
+				Grace: grace, RestartCommand: args, Program: "/proc/self/exe", Version: buildVersion(), Log: log})
 		},
 	}
 	cmd.Flags().DurationVar(&grace, "grace", 30*time.Second, "how long readers wait for a daemon")
+	cmd.Flags().BoolVar(&check, "check", false, "say what this program is, for a daemon that is to become it")
 	return cmd
 }
 
@@ -228,6 +262,9 @@ func newDaemonStatusCommand(g *globalOptions) *cobra.Command {
 func printStatus(w io.Writer, s *api.Status) error {
 	fmt.Fprintf(w, "pid %d, version %s, up %s, %s resident, state in %s\n", s.Pid, s.Version,
 		units.HumanDuration(time.Since(s.Started)), units.HumanSize(float64(s.MemoryBytes)), s.Root)
+	if s.Keeper != nil {
+		fmt.Fprintf(w, "keeper: pid %d, version %s, %s resident\n", s.Keeper.Pid, s.Keeper.Version, units.HumanSize(float64(s.Keeper.MemoryBytes)))
+	}
 	fmt.Fprintf(w, "mount path: %s\n", s.Mode)
 	if s.ModeReason != "" {
 		fmt.Fprintf(w, "because: %s\n", s.ModeReason)

@@ -33,6 +33,9 @@ const patience = 60 * time.Second
 
 func TestMain(m *testing.M) {
 	if os.Getenv(envBeThaw) != "" {
+		if exe, err := os.Executable(); err == nil && strings.HasPrefix(filepath.Base(exe), programPrefix) {
+			version = filepath.Base(exe)
+		}
 		main()
 		return
 	}

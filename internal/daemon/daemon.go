@@ -35,6 +35,7 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
 	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/systemd"
 )
 
 // Config of a daemon.
@@ -53,6 +54,13 @@ type Config struct {
 	Mirrors          map[string][]string
 	// Keeper is the command that runs keeper.Run for Root.
 	Keeper []string
+	// Restart is the command that starts a daemon like this one; empty: the
+	// keeper is not to, somebody else does.
+	Restart []string
+	// Manager is the service manager; nil: there is none.
+	Manager *systemd.Manager
+	// Stored are the descriptors that Manager gave back.
+	Stored map[string]*os.File
 	Log    *slog.Logger
 }
 
@@ -91,7 +99,9 @@ type Daemon struct {
 	reserved map[string]bool        // directories that are being mounted on
 	lastBusy time.Time
 	calls    int // under way
+	starts   int // calls that mount or pull
 	leaving  bool
+	upgrade  string         // the program to become
 	callsEnd sync.WaitGroup // of calls; none is added once leaving
 }
 
@@ -107,7 +117,8 @@ var ErrRunning = errors.New("another daemon is running")
 
 // Run serves cfg.Root until ctx is done, someone asks the daemon to stop, or it
 // has been idle for long enough. What is mounted stays mounted when ctx ends:
-// the keeper holds it for the next daemon.
+// the keeper holds it for the next daemon. The error is an *Upgrade when the
+// process is to become that one.
 func Run(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.Root, 0o700); err != nil {
 		return fmt.Errorf("make state directory: %w", err)
@@ -145,7 +156,10 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.room.open.Store(true)
-	return d.serve()
+	if err := d.serve(); err != nil || d.upgrade == "" {
+		return err
+	}
+	return &Upgrade{Executable: d.upgrade}
 }
 
 func newDaemon(cfg Config) *Daemon {
@@ -180,6 +194,7 @@ func (d *Daemon) serve() error {
 	d.wg.Go(d.leaveWhenIdle)
 	d.wg.Go(d.syncLayers)
 	d.wg.Go(d.keepRoom)
+	d.wg.Go(d.serves)
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -203,15 +218,32 @@ func (d *Daemon) serve() error {
 	return errors.Join(err, d.shutdown())
 }
 
+// How long fetches that readers wait for may take until they are left to the
+// next daemon, which begins them anew.
+const (
+	handoverPatience = 2 * time.Second
+	upgradePatience  = 250 * time.Millisecond // the next one is there at once
+)
+
 // shutdown lets go of everything. With mounts left the keeper is not told
 // goodbye: it keeps their readers waiting for the next daemon.
 func (d *Daemon) shutdown() error {
 	d.mu.Lock()
-	left := len(d.mounts)
+	left, upgrade := len(d.mounts), d.upgrade != ""
 	d.mu.Unlock()
-	if left > 0 && d.mounter != nil {
+	if !upgrade {
+		d.cfg.Manager.Stopping()
+	}
+	if (left > 0 || upgrade) && d.mounter != nil {
 		d.log.Info("daemon stops, its mounts stay", "mounts", left)
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		if upgrade {
+			d.keeper.HandOver()
+		}
+		patience := handoverPatience
+		if upgrade {
+			patience = upgradePatience
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		d.mounter.Handover(ctx) // before the scheduler stops: readers would fail
 	}
@@ -219,7 +251,7 @@ func (d *Daemon) shutdown() error {
 	d.wg.Wait()
 	d.pulls.wg.Wait() // nobody waits for them any more, so they are cancelled
 	d.layers.closeAll()
-	if left > 0 || d.mounter == nil {
+	if left > 0 || upgrade || d.mounter == nil {
 		return nil
 	}
 	d.log.Info("daemon stops")

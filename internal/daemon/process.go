@@ -69,9 +69,9 @@ func bootID() string {
 	return strings.TrimSpace(string(b))
 }
 
-// residentBytes is the memory that this process has in RAM.
-func residentBytes() int64 {
-	b, err := os.ReadFile("/proc/self/statm")
+// residentBytes is the memory that a process has in RAM.
+func residentBytes(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
 	if err != nil {
 		return 0
 	}

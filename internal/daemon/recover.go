@@ -39,8 +39,12 @@ func (d *Daemon) startMounter() error {
 	if path == api.ModeEager {
 		return d.recoverMounts(records, path, nil)
 	}
-	if d.keeper, err = keeper.Connect(d.ctx, keeper.ClientOptions{Socket: d.keeperSocket(), Command: d.cfg.Keeper,
-		LogPath: filepath.Join(d.cfg.Root, keeperLogName), Log: d.log}); err != nil {
+	opts := keeper.ClientOptions{Socket: d.keeperSocket(), Command: d.cfg.Keeper, LogPath: filepath.Join(d.cfg.Root, keeperLogName),
+		Stored: d.cfg.Stored, Log: d.log}
+	if d.cfg.Manager != nil {
+		opts.Store = d.cfg.Manager
+	}
+	if d.keeper, err = keeper.Connect(d.ctx, opts); err != nil {
 		return fmt.Errorf("connect to keeper: %w", err)
 	}
 	if path == api.ModeFUSE && d.keeper.Inherited() {

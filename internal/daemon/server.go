@@ -47,6 +47,7 @@ func (d *Daemon) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", d.serveStatus)
 	mux.HandleFunc("POST /v1/stop", d.serveStop)
+	mux.HandleFunc("POST /v1/upgrade", d.serveUpgrade)
 	mux.HandleFunc("POST /v1/mounts", d.serveMount)
 	mux.HandleFunc("GET /v1/mounts/{id}", d.serveInspect)
 	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
@@ -62,7 +63,7 @@ func (d *Daemon) handler() http.Handler {
 			return
 		}
 		if !d.enter() {
-			writeError(w, api.Errorf("", "try again", "the daemon is leaving"))
+			writeError(w, errLeaving)
 			return
 		}
 		defer d.exit()
@@ -146,6 +147,7 @@ func stream(w http.ResponseWriter, r *http.Request, in any, work func(ctx contex
 func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 	var req api.MountRequest
 	stream(w, r, &req, func(ctx context.Context, event func(api.Event)) (any, error) {
+		defer d.start()()
 		t := &task{req: req.ImageRequest, event: event}
 		defer d.end(t)
 		pid := int(r.Context().Value(peerKey{}).(*unix.Ucred).Pid)
@@ -252,7 +254,11 @@ func (d *Daemon) serveStop(w http.ResponseWriter, r *http.Request) {
 
 func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 	s := api.Status{Pid: os.Getpid(), Version: d.cfg.Version, Root: d.cfg.Root, Started: d.started, Mode: d.mode,
-		ModeReason: d.modeReason, MemoryBytes: residentBytes(), Mounts: []api.Mount{}}
+		ModeReason: d.modeReason, MemoryBytes: residentBytes(os.Getpid()), Mounts: []api.Mount{}}
+	if d.keeper != nil {
+		about := d.keeper.About()
+		s.Keeper = &api.Keeper{Pid: about.Pid, Version: about.Version, MemoryBytes: residentBytes(about.Pid)}
+	}
 	d.mu.Lock()
 	all := make([]*mounted, 0, len(d.mounts))
 	for _, m := range d.mounts {
@@ -287,6 +293,7 @@ func (d *Daemon) describe(m *mounted, config bool) *api.Mount {
 func (d *Daemon) servePull(w http.ResponseWriter, r *http.Request) {
 	var req api.ImageRequest
 	stream(w, r, &req, func(ctx context.Context, event func(api.Event)) (any, error) {
+		defer d.start()()
 		t := &task{req: req, event: event}
 		defer d.end(t)
 		return d.pull(ctx, t)

@@ -129,6 +129,7 @@ type Status struct {
 	Mode        string    `json:"mode"`
 	ModeReason  string    `json:"modeReason,omitempty"`
 	MemoryBytes int64     `json:"memoryBytes"` // resident
+	Keeper      *Keeper   `json:"keeper,omitempty"`
 	Mounts      []Mount   `json:"mounts"`
 	Cache       *Cache    `json:"cache"`
 }
@@ -142,6 +143,18 @@ type Cache struct {
 	MinFreeBytes   int64 `json:"minFreeBytes"`   // what only waiting readers may use
 	EvictedLayers  int   `json:"evictedLayers"`  // since the daemon was started
 	EvictedBytes   int64 `json:"evictedBytes"`
+}
+
+// Keeper describes the process that holds a daemon's descriptors.
+type Keeper struct {
+	Pid         int    `json:"pid"`
+	Version     string `json:"version"`
+	MemoryBytes int64  `json:"memoryBytes"` // resident
+}
+
+// UpgradeRequest asks the daemon to become another program.
+type UpgradeRequest struct {
+	Executable string `json:"executable"` // absolute path
 }
 
 // Progress is what a long call has done.
@@ -175,6 +188,7 @@ const (
 	CodeInUse       = "in-use"
 	CodeUnsupported = "unsupported"
 	CodeInvalid     = "invalid"
+	CodeLeaving     = "leaving" // try again, with the next daemon
 )
 
 // Pulled is the result of a pull.

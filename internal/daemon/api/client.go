@@ -42,7 +42,32 @@ func NewClient(root string) *Client {
 // Root is the state directory.
 func (c *Client) Root() string { return c.root }
 
+// A daemon that is leaving is soon gone, or another one.
+const (
+	leavingPatience = 15 * time.Second
+	leavingRetry    = 20 * time.Millisecond
+)
+
+// do makes a call, again while the daemon is leaving. That it has left then is ErrNotRunning.
 func (c *Client) do(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	deadline := time.Now().Add(leavingPatience)
+	for {
+		resp, err := c.once(ctx, method, path, in)
+		var e *Error
+		if !errors.As(err, &e) || e.Code != CodeLeaving || time.Now().After(deadline) {
+			return resp, err
+		}
+		timer := time.NewTimer(leavingRetry)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *Client) once(ctx context.Context, method, path string, in any) (*http.Response, error) {
 	var body io.Reader
 	if in != nil {
 		b, err := json.Marshal(in)
@@ -135,6 +160,11 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 // Stop ends the daemon; force also takes away what is mounted.
 func (c *Client) Stop(ctx context.Context, force bool) error {
 	return c.call(ctx, http.MethodPost, fmt.Sprintf("/v1/stop?force=%t", force), nil, nil)
+}
+
+// Upgrade has the daemon become another program, by its absolute path. It returns when the daemon has agreed.
+func (c *Client) Upgrade(ctx context.Context, executable string) error {
+	return c.call(ctx, http.MethodPost, "/v1/upgrade", UpgradeRequest{Executable: executable}, nil)
 }
 
 // Mount makes a mount.

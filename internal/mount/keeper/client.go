@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,19 @@ type ClientOptions struct {
 	Command []string
 	// LogPath is where a keeper that is started writes; empty: nowhere.
 	LogPath string
-	Log     *slog.Logger
+	// Store holds the same descriptors once more, in a service manager; nil: there is none.
+	Store Store
+	// Stored are those that Store gave back at the start of this process, by name. They are used where no keeper has any. Connect owns them.
+	Stored map[string]*os.File
+	Log    *slog.Logger
+}
+
+// Store keeps descriptors under names while this process is away. Its methods do not wait, and log what goes wrong.
+type Store interface {
+	// Put has a duplicate of a descriptor kept under a name that has none.
+	Put(name string, fd int)
+	// Remove lets go of what is kept under a name; that there is nothing is no error.
+	Remove(name string)
 }
 
 // Client is a daemon's connection to its keeper. It owns duplicates of all descriptors it handed over or got, and hands
@@ -51,6 +64,9 @@ type Client struct {
 	mu      sync.Mutex // guards what follows; held while messages are sent, so that they keep their order
 	conn    *net.UnixConn
 	process *os.Process // of the keeper, where this client started it
+	about   About       // the keeper
+	heir    bool        // this process is going to be another program
+	restart string      // the text of the last kindRestart
 	group   int         // -1: none
 	pending *group.Pending
 	stale   []group.Stale
@@ -69,18 +85,33 @@ func Connect(ctx context.Context, opts ClientOptions) (*Client, error) {
 		opts: opts, log: opts.Log, done: make(chan struct{}),
 		group: -1, layers: map[digest.Digest]int{}, syncs: map[uint32]chan struct{}{},
 	}
+	stored := takeStored(opts.Stored)
 	conn, held, err := c.connect(ctx)
 	if err != nil {
+		stored.close()
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
+	restored := held.empty() && !stored.empty()
+	if restored {
+		held, stored = stored, held
+	}
+	stored.close()
 	c.conn, c.group, c.layers, c.inherited = conn, held.group, held.layers, held.group >= 0
 	if held.pending != nil {
 		c.pending, c.stale = held.pending, held.pending.Reserve()
-	} else if err := c.newPending(); err != nil {
+	} else if c.pending, err = group.NewPending(); err == nil {
+		err = send(c.conn, message{kind: kindPending}, c.pending.FD())
+	}
+	if err == nil && restored {
+		c.log.Warn("daemon and keeper were both gone: the service manager had kept what they held", "layers", len(c.layers))
+		err = c.giveAll(conn)
+	}
+	if err != nil {
 		conn.Close()
 		held.close()
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
+	c.storeAll()
 	run, leave := context.WithCancel(context.WithoutCancel(ctx))
 	c.leave = leave
 	go c.run(run)
@@ -98,13 +129,6 @@ func (c *Client) Group() (*os.File, error) {
 		return nil, nil
 	}
 	return duplicate(c.group, "fanotify")
-}
-
-func (c *Client) newPending() (err error) {
-	if c.pending, err = group.NewPending(); err != nil {
-		return err
-	}
-	return send(c.conn, message{kind: kindPending}, c.pending.FD())
 }
 
 // Pending returns the table of events that are not answered yet, which lives until the client is closed.
@@ -148,6 +172,7 @@ func (c *Client) SetGroup(ctx context.Context, f *os.File) error {
 		unix.Close(c.group)
 	}
 	c.group = fd
+	c.store(nameGroup, fd)
 	_ = send(c.conn, message{kind: kindGroup}, fd) // should the keeper be gone, run gives it to the next
 	c.mu.Unlock()
 	return c.sync(ctx)
@@ -166,6 +191,7 @@ func (c *Client) Hold(ctx context.Context, layers map[digest.Digest]*os.File) er
 			unix.Close(old)
 		}
 		c.layers[blob] = fd
+		c.store(storeName(blob), fd)
 		_ = send(c.conn, message{kind: kindLayer, text: blob.String()}, fd)
 		c.mu.Unlock()
 	}
@@ -182,17 +208,28 @@ func (c *Client) Drop(blob digest.Digest) {
 	}
 	unix.Close(fd)
 	delete(c.layers, blob)
+	if c.opts.Store != nil {
+		c.opts.Store.Remove(storeName(blob))
+	}
 	_ = send(c.conn, message{kind: kindDrop, text: blob.String()}, -1)
 }
 
 // Goodbye tells the keeper that this daemon leaves on purpose, and closes the client. A keeper that holds no layers exits;
-// one that does waits for another daemon, and denies its readers after the grace time.
+// one that does waits for another daemon, and denies its readers after the grace time. After HandOver it says that instead.
 // The caller has stopped reading the group.
 func (c *Client) Goodbye() {
 	c.mu.Lock()
-	_ = send(c.conn, message{kind: kindGoodbye}, -1)
-	gone := c.process != nil && len(c.layers) == 0
+	bye := kindGoodbye
+	if c.heir {
+		bye = kindHandover
+	}
+	_ = send(c.conn, message{kind: bye}, -1)
+	gone := c.process != nil && len(c.layers) == 0 && !c.heir
 	process := c.process
+	if len(c.layers) == 0 && c.opts.Store != nil {
+		c.opts.Store.Remove(nameGroup)
+		c.opts.Store.Remove(namePending)
+	}
 	c.mu.Unlock()
 	c.close(false)
 	if gone {
@@ -256,7 +293,8 @@ func (c *Client) sync(ctx context.Context) error {
 func (c *Client) run(ctx context.Context) {
 	defer close(c.done)
 	for {
-		m, fd, err := receive(c.conn)
+		conn := c.current()
+		m, fd, err := receive(conn)
 		closeFD(fd)
 		if err == nil {
 			if m.kind == kindSynced {
@@ -269,7 +307,7 @@ func (c *Client) run(ctx context.Context) {
 			}
 			continue
 		}
-		for !c.replace(ctx, err) {
+		for !c.replace(ctx, conn, err) {
 			timer := time.NewTimer(reconnectDelay)
 			select {
 			case <-timer.C:
@@ -284,11 +322,17 @@ func (c *Client) run(ctx context.Context) {
 	}
 }
 
-// replace gets another keeper and gives it everything. False: it is to be tried again.
-func (c *Client) replace(ctx context.Context, cause error) bool {
+func (c *Client) current() *net.UnixConn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	return c.conn
+}
+
+// replace gets another keeper and gives it everything. False: it is to be tried again.
+func (c *Client) replace(ctx context.Context, dead *net.UnixConn, cause error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || c.conn != dead {
 		return true
 	}
 	c.log.Error("keeper is gone: starting another", "cause", cause)
@@ -304,22 +348,31 @@ func (c *Client) replace(ctx context.Context, cause error) bool {
 		return false
 	}
 	held.close() // what it holds is replaced by what we have
+	if err := c.giveAll(conn); err != nil {
+		conn.Close()
+		c.log.Error("replace keeper", "err", err)
+		return false
+	}
 	c.conn = conn
-	err = send(conn, message{kind: kindPending}, c.pending.FD())
+	return true
+}
+
+// giveAll hands everything to a keeper that has nothing. Its caller holds mu, or nobody else has the client.
+func (c *Client) giveAll(conn *net.UnixConn) error {
+	err := send(conn, message{kind: kindPending}, c.pending.FD())
 	if c.group >= 0 && err == nil {
 		err = send(conn, message{kind: kindGroup}, c.group)
 	}
 	for blob, fd := range c.layers {
 		err = errors.Join(err, send(conn, message{kind: kindLayer, text: blob.String()}, fd))
 	}
+	if c.restart != "" {
+		err = errors.Join(err, send(conn, message{kind: kindRestart, text: c.restart}, -1))
+	}
 	for id := range c.syncs {
 		err = errors.Join(err, send(conn, message{kind: kindSync, value: id}, -1))
 	}
-	if err != nil {
-		c.log.Error("replace keeper", "err", err)
-		return false
-	}
-	return true
+	return err
 }
 
 // held are descriptors that a keeper gave back.
@@ -328,6 +381,8 @@ type held struct {
 	pending *group.Pending // nil: none, or of another version
 	layers  map[digest.Digest]int
 }
+
+func (h held) empty() bool { return h.group < 0 && len(h.layers) == 0 }
 
 func (h held) close() {
 	for _, fd := range h.layers {
@@ -353,8 +408,9 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, held, error) {
 		if err != nil {
 			return nil, held{}, err
 		}
-		got, err := readWelcome(conn)
+		got, about, err := readWelcome(conn)
 		if err == nil {
+			c.about = about
 			return conn, got, nil
 		}
 		conn.Close()
@@ -373,22 +429,24 @@ func (c *Client) connect(ctx context.Context) (*net.UnixConn, held, error) {
 	}
 }
 
-func readWelcome(conn *net.UnixConn) (held, error) {
+func readWelcome(conn *net.UnixConn) (held, About, error) {
 	_ = conn.SetReadDeadline(time.Now().Add(welcomeTimeout))
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	m, fd, err := receive(conn)
 	if err != nil {
-		return held{}, fmt.Errorf("read keeper's welcome: %w", err)
+		return held{}, About{}, fmt.Errorf("read keeper's welcome: %w", err)
 	}
 	got := held{group: fd, layers: map[digest.Digest]int{}}
 	switch m.kind {
 	case kindWelcome:
 	case kindRefused:
-		return held{}, fmt.Errorf("%w (%s)", ErrBusy, m.text)
+		return held{}, About{}, fmt.Errorf("%w (%s)", ErrBusy, m.text)
 	default:
 		got.close()
-		return held{}, fmt.Errorf("read keeper's welcome: message of kind %d", m.kind)
+		return held{}, About{}, fmt.Errorf("read keeper's welcome: message of kind %d", m.kind)
 	}
+	var about About
+	_ = json.Unmarshal([]byte(m.text), &about) // only told to users
 	for range m.value {
 		m, fd, err := receive(conn)
 		switch {
@@ -403,9 +461,9 @@ func readWelcome(conn *net.UnixConn) (held, error) {
 		}
 		closeFD(fd)
 		got.close()
-		return held{}, fmt.Errorf("read descriptors from keeper: %w", err)
+		return held{}, About{}, fmt.Errorf("read descriptors from keeper: %w", err)
 	}
-	return got, nil
+	return got, about, nil
 }
 
 func duplicate(fd int, name string) (*os.File, error) {

@@ -10,21 +10,22 @@
 //
 // A FUSE connection (package fuse) is held in the same way: its requests wait in the kernel, and are denied after the grace time.
 //
-// If the keeper dies, the daemon's Client (which holds the same descriptors) starts another one and hands all over again.
+// If the keeper dies, the daemon's Client (which holds the same descriptors) starts another one and hands all over again. It does the same
+// to replace a keeper of an older program (Client.Renew): the socket's name in the file system says which keeper is in charge.
 //
 // It fetches nothing, answers no read with anything but EIO, and has no state on disk. If daemon and keeper are
-// killed at the same moment the watches are lost: a new daemon finds no group, and must unmount what it finds mounted.
+// killed at the same moment the watches are lost, unless a service manager holds the descriptors too (ClientOptions.Store): a new daemon
+// finds no group, and must unmount what it finds mounted.
 package keeper
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -36,19 +37,11 @@ import (
 const (
 	// DefaultGrace is how long readers wait for a new daemon before their reads fail.
 	DefaultGrace = 30 * time.Second
-	// stableAfter is how long a daemon has been connected when its death counts as a first one again.
-	stableAfter = 10 * time.Second
 	// idleCheck is how often a keeper whose daemon left for good looks whether it is still needed.
 	idleCheck = 30 * time.Second
 	// sendTimeout bounds how long a daemon that does not read can hold up the keeper.
 	sendTimeout = 5 * time.Second
 )
-
-// restartDelays are the waits before the first, second, ... start of a daemon that keeps ending; the last one repeats.
-var restartDelays = []time.Duration{0, 200 * time.Millisecond, time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second}
-
-// servedDelay is the longest of these waits for a daemon that had been connected, or was killed: it can start, and its readers wait.
-const servedDelay = 300 * time.Millisecond
 
 // Options configure Run.
 type Options struct {
@@ -56,8 +49,13 @@ type Options struct {
 	Socket string
 	// Grace is how long readers wait for a daemon; DefaultGrace when 0.
 	Grace time.Duration
-	// RestartCommand starts a daemon when one died without goodbye. Empty: nobody is started.
+	// RestartCommand starts a daemon when one died without goodbye. Empty: nobody is started. A daemon that answers calls replaces it by its own.
 	RestartCommand []string
+	// Program is what starts daemons in place of RestartCommand's first word when that did not come to anything: this very program, whatever lies
+	// under its name now. Empty: there is no other.
+	Program string
+	// Version is told to daemons.
+	Version string
 	// StableAfter is how long a daemon must have been connected to be started at once after its death; 10 s when 0.
 	StableAfter time.Duration
 	Log         *slog.Logger
@@ -98,9 +96,15 @@ func Run(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	id, err := socketOf(listener.Addr().String())
+	if err != nil {
+		listener.Close()
+		return err
+	}
 	k := &keeper{
-		opts: opts, log: opts.Log, group: -1, pending: -1, layers: map[digest.Digest]int{}, stop: make(chan struct{}),
-		accepted: make(chan *net.UnixConn), received: make(chan received), exited: make(chan error),
+		opts: opts, socket: id, log: opts.Log, group: -1, pending: -1, layers: map[digest.Digest]int{}, stop: make(chan struct{}),
+		accepted: make(chan *net.UnixConn), received: make(chan received), exited: make(chan *child),
+		heirGone: make(chan *heir),
 	}
 	defer k.close(listener)
 	go k.accept(listener)
@@ -120,26 +124,35 @@ type keeper struct {
 	opts Options
 	log  *slog.Logger
 
+	socket fileID // that this keeper listens on, whatever its name is by now
+
 	group   int // -1: none yet
 	pending int // the table of pending events, group.Pending; -1: none yet
 	layers  map[digest.Digest]int
 
 	conn        *net.UnixConn // the daemon; nil: away
+	peer        *heir         // its process
 	connectedAt time.Time
-	goodbye     bool // the daemon that is away left on purpose
+	confirmed   bool  // it answers calls
+	goodbye     bool  // the daemon that is away left on purpose
+	heir        *heir // non-nil: the process that becomes the next daemon
 
 	denier     *denier     // non-nil: nobody came in time
 	fuseDenier *fuseDenier // the same for a FUSE connection
-	child      *exec.Cmd   // a daemon that was started and has not exited
+	child      *child      // a daemon that was started and has not exited
 	restarts   int         // in a row, of daemons that did not live long
+	fallback   bool        // the next one is started with Options.Program
 	grace      *time.Timer // non-nil while the daemon is away and readers wait
 	restart    *time.Timer // non-nil when a start is due
+	late       *time.Timer // non-nil while an heir is waited for
+	waiting    <-chan time.Time
 	idle       <-chan time.Time
 
 	stop     chan struct{} // closed when loop has returned
 	accepted chan *net.UnixConn
 	received chan received
-	exited   chan error // what the child's Wait returned
+	exited   chan *child
+	heirGone chan *heir
 }
 
 func (k *keeper) loop(ctx context.Context) error {
@@ -157,18 +170,21 @@ func (k *keeper) loop(ctx context.Context) error {
 			if k.handle(in) {
 				return nil
 			}
-		case err := <-k.exited:
-			k.child = nil
-			if k.conn == nil && !k.goodbye && k.restart == nil { // else the next one's start is due already
-				k.log.Warn("daemon exited before it connected", "err", err)
-				k.scheduleRestart(killed(err))
-			}
+		case c := <-k.exited:
+			k.childExited(c)
 		case <-fires(k.restart):
 			k.restart = nil
 			k.startDaemon()
 		case <-fires(k.grace):
 			k.grace = nil
 			k.deny()
+		case h := <-k.heirGone:
+			k.disinherit(h)
+		case <-fires(k.late):
+			k.late = nil
+			k.overdue()
+		case <-k.waiting:
+			k.wake()
 		case <-k.idle:
 			if k.unused() {
 				k.log.Info("keeper leaves: nobody uses its layers", "layers", len(k.layers))
@@ -194,16 +210,33 @@ func (k *keeper) connect(conn *net.UnixConn) {
 		return
 	}
 	k.stopDeniers() // one reader at a time: they have stopped when this returns
-	if err := k.welcome(conn); err != nil {
+	peer, err := peerOf(conn)
+	if err == nil {
+		err = k.welcome(conn)
+	}
+	if err != nil {
 		k.log.Warn("daemon went away while it was connecting", "err", err)
+		peer.close()
 		conn.Close()
 		k.away()
 		return
 	}
-	k.conn, k.connectedAt, k.goodbye, k.idle = conn, time.Now(), false, nil
+	k.conn, k.peer, k.connectedAt, k.confirmed, k.goodbye, k.idle, k.waiting = conn, peer, time.Now(), false, false, nil, nil
+	if k.child != nil && k.child.Process.Pid == peer.pid {
+		k.child.connected = true
+	}
+	k.heir.close()
+	k.heir = nil
 	stopTimer(&k.grace)
 	stopTimer(&k.restart)
+	stopTimer(&k.late)
 	go k.read(conn)
+}
+
+// About is what a keeper says of itself.
+type About struct {
+	Version string `json:"version"`
+	Pid     int    `json:"pid"`
 }
 
 func (k *keeper) welcome(conn *net.UnixConn) error {
@@ -211,7 +244,11 @@ func (k *keeper) welcome(conn *net.UnixConn) error {
 	if k.pending >= 0 {
 		follow++
 	}
-	if err := send(conn, message{kind: kindWelcome, value: uint32(follow)}, k.group); err != nil {
+	about, err := json.Marshal(About{Version: k.opts.Version, Pid: os.Getpid()})
+	if err != nil {
+		return err
+	}
+	if err := send(conn, message{kind: kindWelcome, value: uint32(follow), text: string(about)}, k.group); err != nil {
 		return err
 	}
 	if k.pending >= 0 {
@@ -232,6 +269,10 @@ func (k *keeper) handle(in received) bool {
 	if in.conn != k.conn {
 		closeFD(in.fd)
 		return false
+	}
+	if in.err != nil && k.superseded() {
+		k.log.Info("keeper leaves: another one has taken its place")
+		return true
 	}
 	if in.err != nil {
 		k.log.Warn("daemon is gone without goodbye: its readers wait", "cause", in.err, "layers", len(k.layers), "grace", k.opts.Grace)
@@ -267,8 +308,17 @@ func (k *keeper) handle(in received) bool {
 		}
 		k.log.Warn("daemon left with layers that are still watched: their readers wait", "layers", len(k.layers), "grace", k.opts.Grace)
 		k.away()
-	default:
-		k.log.Warn("daemon sent a message it should not", "kind", in.kind)
+	case kindHandover:
+		k.log.Info("daemon hands over to another program: its readers wait", "layers", len(k.layers))
+		k.heir, k.peer = k.peer, nil
+		k.disconnect()
+		k.away()
+		k.await()
+	case kindRestart:
+		k.confirm(in.text)
+	default: // of a later version
+		closeFD(in.fd)
+		k.log.Warn("daemon sent a message of an unknown kind", "kind", in.kind)
 	}
 	return false
 }
@@ -278,72 +328,6 @@ func (k *keeper) drop(blob digest.Digest) {
 		unix.Close(fd)
 		delete(k.layers, blob)
 	}
-}
-
-func (k *keeper) disconnect() {
-	k.conn.Close()
-	k.conn = nil
-	if time.Since(k.connectedAt) >= k.opts.StableAfter {
-		k.restarts = 0
-	}
-}
-
-// away is the state between daemons: readers wait, and another daemon is started unless the last one left on purpose.
-// The one that started the keeper has not been here yet; whoever started it notices its death.
-func (k *keeper) away() {
-	stopTimer(&k.grace)
-	k.grace = time.NewTimer(k.opts.Grace)
-	if !k.goodbye && !k.connectedAt.IsZero() {
-		k.scheduleRestart(true)
-	}
-}
-
-// scheduleRestart has a daemon started; served says that the last one was not at fault for sure.
-func (k *keeper) scheduleRestart(served bool) {
-	if len(k.opts.RestartCommand) == 0 {
-		return
-	}
-	stopTimer(&k.restart)
-	delay := restartDelays[min(k.restarts, len(restartDelays)-1)]
-	if served {
-		delay = min(delay, servedDelay)
-	}
-	k.restart = time.NewTimer(delay)
-	k.restarts++
-}
-
-// killed says whether what Wait returned is a process's end by a signal.
-func killed(err error) bool {
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) {
-		return false
-	}
-	status, ok := exit.Sys().(syscall.WaitStatus)
-	return ok && status.Signaled()
-}
-
-func (k *keeper) startDaemon() {
-	if k.child != nil {
-		k.restarts-- // it lost its connection, or is still on its way to it: when it exits this is called again
-		return
-	}
-	cmd := exec.Command(k.opts.RestartCommand[0], k.opts.RestartCommand[1:]...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		k.log.Error("start daemon", "err", err)
-		k.scheduleRestart(false)
-		return
-	}
-	k.log.Info("started a daemon", "pid", cmd.Process.Pid)
-	k.child = cmd
-	go func() {
-		err := cmd.Wait()
-		select {
-		case k.exited <- err:
-		case <-k.stop:
-		}
-	}()
 }
 
 // deny is the state after the grace time: reads fail until a daemon comes.
@@ -445,14 +429,19 @@ func (k *keeper) read(conn *net.UnixConn) {
 
 func (k *keeper) close(listener *net.UnixListener) {
 	close(k.stop)
-	os.Remove(k.opts.Socket) // before nobody listens: from then on another keeper may put its own there
+	if !k.superseded() {
+		os.Remove(k.opts.Socket) // before nobody listens: from then on another keeper may put its own there
+	}
 	listener.Close()
 	k.stopDeniers()
 	if k.conn != nil {
 		k.conn.Close()
 	}
+	k.peer.close()
+	k.heir.close()
 	stopTimer(&k.grace)
 	stopTimer(&k.restart)
+	stopTimer(&k.late)
 	for blob := range k.layers {
 		k.drop(blob)
 	}
@@ -475,22 +464,30 @@ func stopTimer(t **time.Timer) {
 
 // checkPeer lets in root and the user that the keeper runs as.
 func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
+	cred, err := credentials(conn)
 	if err != nil {
 		return err
+	}
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return fmt.Errorf("peer %d has uid %d", cred.Pid, cred.Uid)
+	}
+	return nil
+}
+
+func credentials(conn *net.UnixConn) (*unix.Ucred, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	if credErr != nil {
-		return fmt.Errorf("read peer's credentials: %w", credErr)
+		return nil, fmt.Errorf("read peer's credentials: %w", credErr)
 	}
-	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		return fmt.Errorf("peer %d has uid %d", cred.Pid, cred.Uid)
-	}
-	return nil
+	return cred, nil
 }

@@ -242,7 +242,7 @@ func TestRefusesSecondDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := readWelcome(conn); !errors.Is(err, ErrBusy) {
+	if _, _, err := readWelcome(conn); !errors.Is(err, ErrBusy) {
 		t.Errorf("second daemon: %v", err)
 	}
 	info, err := os.Stat(socket)
@@ -262,12 +262,12 @@ func TestRefusesSecondDaemon(t *testing.T) {
 func TestGarbage(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	stop := run(t, Options{Socket: socket, RestartCommand: []string{"/bin/true"}})
-	for _, garbage := range []string{"x", "TK\x02\x01\x00\x00\x00\x00\x00\x00\x00\x00", "TK\x01\x02\x00\x00\x00\x00\x00\x00\x00\x00", string(make([]byte, 5000))} {
+	for _, garbage := range []string{"x", "TK\x03\x01\x00\x00\x00\x00\x00\x00\x00\x00", "TK\x02\x02\x00\x00\x00\x00\x00\x00\x00\x00", string(make([]byte, 5000))} {
 		conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: socket, Net: network})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := readWelcome(conn); err != nil && !errors.Is(err, ErrBusy) {
+		if _, _, err := readWelcome(conn); err != nil && !errors.Is(err, ErrBusy) {
 			t.Fatal(err)
 		}
 		if _, err := conn.Write([]byte(garbage)); err != nil {

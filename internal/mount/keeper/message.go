@@ -12,24 +12,32 @@ import (
 // A message is one packet of at most maxMessageBytes, with at most one descriptor beside it:
 //
 //	offset 0  u16  magic "TK"
-//	       2  u8   version of the protocol, 1
+//	       2  u8   version of the protocol, 2
 //	       3  u8   kind
 //	       4  u32  value, little-endian; what it means depends on the kind
 //	       8  u16  length of the text, little-endian; exactly what follows the header
 //	      10  u16  zero, for later
 //	      12       text
+//
+// Daemon and keeper may be of different builds: an upgrade replaces the daemon first. Within a version kinds are only added, and who gets
+// one that it does not know ignores it. Another version is refused, and an upgrade to it too (see Check), before anything is handed over.
 const (
-	protocolVersion = 1
+	// ProtocolVersion is what daemon and keeper have to have in common.
+	ProtocolVersion = 2
+
 	headerBytes     = 12
-	maxTextBytes    = 1024
+	maxTextBytes    = 16 << 10
 	maxMessageBytes = headerBytes + maxTextBytes
 )
+
+// ErrProtocol says that daemon and keeper are of versions that do not understand each other.
+var ErrProtocol = errors.New("decode keeper message: another version of the protocol")
 
 type kind uint8
 
 const (
 	// kindWelcome: keeper to daemon, first. Value: number of messages that follow: kindPending where there is a
-	// table, then kindLayer. With the group's descriptor where there is one.
+	// table, then kindLayer. Text: About in JSON. With the group's descriptor where there is one.
 	kindWelcome kind = iota + 1
 	// kindLayer: both ways. Text: the layer's digest; with its first descriptor.
 	kindLayer
@@ -47,6 +55,11 @@ const (
 	kindRefused
 	// kindPending: both ways, with the descriptor of the table of pending events.
 	kindPending
+	// kindRestart: daemon to keeper, once it answers calls. Text: a JSON list, the command that starts a daemon like it; empty: the keeper is
+	// not to start any.
+	kindRestart
+	// kindHandover: daemon to keeper, in place of kindGoodbye: its process becomes another program, which connects.
+	kindHandover
 	kindEnd
 )
 
@@ -64,7 +77,7 @@ func (m message) encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode keeper message: text of %d bytes, at most %d", len(m.text), maxTextBytes)
 	}
 	b := make([]byte, headerBytes, headerBytes+len(m.text))
-	b[0], b[1], b[2], b[3] = 'T', 'K', protocolVersion, byte(m.kind)
+	b[0], b[1], b[2], b[3] = 'T', 'K', ProtocolVersion, byte(m.kind)
 	binary.LittleEndian.PutUint32(b[4:], m.value)
 	binary.LittleEndian.PutUint16(b[8:], uint16(len(m.text)))
 	return append(b, m.text...), nil
@@ -74,12 +87,12 @@ func decodeMessage(b []byte) (message, error) {
 	if len(b) < headerBytes || b[0] != 'T' || b[1] != 'K' {
 		return message{}, fmt.Errorf("decode keeper message: %d bytes without a header", len(b))
 	}
-	if b[2] != protocolVersion {
-		return message{}, fmt.Errorf("decode keeper message: protocol version %d, want %d", b[2], protocolVersion)
+	if b[2] != ProtocolVersion {
+		return message{}, fmt.Errorf("%w: it is %d, want %d", ErrProtocol, b[2], ProtocolVersion)
 	}
 	m := message{kind: kind(b[3]), value: binary.LittleEndian.Uint32(b[4:]), text: string(b[headerBytes:])}
-	if m.kind == 0 || m.kind >= kindEnd {
-		return message{}, fmt.Errorf("decode keeper message: unknown kind %d", m.kind)
+	if m.kind == 0 {
+		return message{}, errors.New("decode keeper message: kind 0")
 	}
 	if n := int(binary.LittleEndian.Uint16(b[8:])); n != len(m.text) || n > maxTextBytes {
 		return message{}, fmt.Errorf("decode keeper message: text of %d bytes, header says %d", len(m.text), n)
@@ -118,7 +131,7 @@ func receive(conn *net.UnixConn) (m message, fd int, err error) {
 	if err == nil {
 		m, err = decodeMessage(b[:n])
 	}
-	if err == nil && (len(fds) > 1 || (len(fds) == 0) == m.kind.wantsFD() && m.kind != kindWelcome) {
+	if err == nil && (len(fds) > 1 || m.kind < kindEnd && (len(fds) == 0) == m.kind.wantsFD() && m.kind != kindWelcome) {
 		err = fmt.Errorf("receive keeper message: kind %d with %d descriptors", m.kind, len(fds))
 	}
 	if err != nil {

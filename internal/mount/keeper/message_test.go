@@ -40,7 +40,7 @@ func TestMessageRoundTrip(t *testing.T) {
 func FuzzMessage(f *testing.F) {
 	b, _ := message{kind: kindLayer, text: "sha256:abc", value: 7}.encode()
 	f.Add(b)
-	f.Add([]byte("TK\x01\x05\x00\x00\x00\x00\x00\x00\x00\x00"))
+	f.Add([]byte("TK\x02\x05\x00\x00\x00\x00\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := decodeMessage(b)
 		if err != nil {
