@@ -43,6 +43,25 @@ func (e *DiffIDError) Error() string {
 	return fmt.Sprintf("layer %s unpacks to %s, the image's config promises %s", e.Blob, e.Have, e.Want)
 }
 
+// MaxBuildBytes bounds the entries of all layers of an image that an index is made
+// of, as EntriesBytes counts them; one layer may have half of it: a million
+// and a half of files with names of 50 bytes. It is well within what a reader of the
+// index takes, and a start that makes one needs four times as much of memory.
+const MaxBuildBytes = maxEntriesBytes / 2
+
+// EntriesBytes is what the layer's entries count for against MaxBuildBytes.
+func (l *Layer) EntriesBytes() int64 {
+	n := int64(0)
+	for i := range l.Entries {
+		e := &l.Entries[i]
+		n += int64(entryBytes + len(e.Path) + len(e.Link) + entrySegmentBytes*len(e.Segments))
+		for _, x := range e.Xattrs {
+			n += int64(len(x.Name) + len(x.Value))
+		}
+	}
+	return n
+}
+
 // buildDepth is how many spans lie between decoding and hashing.
 const buildDepth = 4
 
@@ -62,7 +81,7 @@ func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error)
 		Blob: in.Blob, BlobBytes: in.BlobBytes, DiffID: in.DiffID, Format: inflate.Detect(head), SpanBytes: SpanBytes,
 	}}}
 	limits := layertar.DefaultLimits()
-	limits.TotalBytes = maxEntriesBytes / 2 // well within what a reader of the index takes
+	limits.TotalBytes = MaxBuildBytes / 2
 	b.tar = layertar.NewScanner(limits, func(e layertar.Entry) error {
 		b.layer.Entries = append(b.layer.Entries, e)
 		return nil

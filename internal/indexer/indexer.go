@@ -12,6 +12,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"sync/atomic"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -47,10 +48,16 @@ func Image(ctx context.Context, img *oci.Image, layer func(ctx context.Context, 
 	})
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallelLayers())
+	var entriesBytes atomic.Int64
 	for _, i := range order {
 		g.Go(func() (err error) {
-			blobs[i], err = layer(gctx, i)
-			return err
+			if blobs[i], err = layer(gctx, i); err != nil {
+				return err
+			}
+			if n := entriesBytes.Add(blobs[i].EntriesBytes()); n > index.MaxBuildBytes {
+				return fmt.Errorf("index %s: the entries of its layers take more than %d MiB", img.Reference, index.MaxBuildBytes>>20)
+			}
+			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {

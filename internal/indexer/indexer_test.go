@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -19,6 +20,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/layertar"
 	"github.com/thaw-project/thaw/internal/layertar/layertartest"
 	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/registry"
@@ -174,5 +176,25 @@ func TestLayerFails(t *testing.T) {
 	var wrong *index.DiffIDError
 	if _, err := Layer(t.Context(), repo, l, Sink{}); !errors.As(err, &wrong) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestTooManyEntries: each layer of an image may be within the limit, and all of
+// them together not.
+func TestTooManyEntries(t *testing.T) {
+	long := strings.Repeat("x", 64<<20)
+	var made atomic.Int64
+	_, err := Image(t.Context(), &oci.Image{Layers: make([]oci.Layer, 100)}, func(ctx context.Context, _ int) (*index.LayerBlob, error) {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		made.Add(1)
+		return &index.LayerBlob{Layer: &index.Layer{Entries: []layertar.Entry{{Link: long}}}}, nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "more than 512 MiB") {
+		t.Errorf("error %v", err)
+	}
+	if n := made.Load(); n > 20 {
+		t.Errorf("%d layers were made", n)
 	}
 }
