@@ -47,8 +47,8 @@ func (c *chaos) processLane(rng *rand.Rand) {
 }
 
 // pid is that of the daemon or keeper, or 0.
-func (c *chaos) pid(mode string) int {
-	for _, pid := range c.pids(mode) {
+func (n *node) pid(mode string) int {
+	for _, pid := range n.pids(mode) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		args := strings.Split(string(b), "\x00")
 		if err == nil && len(args) > 2 && args[1] == strings.TrimSpace(mode) {
@@ -81,17 +81,17 @@ func (c *chaos) awaitBoth() bool {
 }
 
 // handedOver says that the keeper has every layer that the daemon has.
-func (c *chaos) handedOver(keeper int) bool {
-	held := heldBy(keeper, filepath.Join(c.root, "store"))
-	daemon := heldBy(c.pid(" daemon "), "anon_inode:[fanotify]")
+func (n *node) handedOver(keeper int) bool {
+	held := heldBy(keeper, filepath.Join(n.root, "store"))
+	daemon := heldBy(n.pid(" daemon "), "anon_inode:[fanotify]")
 	if len(daemon) == 0 {
 		return true // FUSE: three descriptors, sent in one go
 	}
-	return len(held) >= len(c.marked(daemon))
+	return len(held) >= len(marked(daemon))
 }
 
 // marked are the files that a process's group watches.
-func (c *chaos) marked(groups []string) map[string]bool {
+func marked(groups []string) map[string]bool {
 	marks := map[string]bool{}
 	for _, fd := range groups {
 		info, _ := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(fd)), "fdinfo", filepath.Base(fd)))

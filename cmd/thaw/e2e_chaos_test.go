@@ -90,7 +90,7 @@ type chaos struct {
 type chaosSlot struct {
 	image, dir, truth string
 	using             sync.RWMutex // read-locked by readers; written by who unmounts with care
-	changed           atomic.Int64 // by who does not
+	changed           atomic.Int64 // counts the beginnings and ends of unmounting without
 }
 
 // chaosWindow is a time in which some errors are allowed.
@@ -252,7 +252,7 @@ func (c *chaos) readOnce(r *chaosProcess, rng *rand.Rand, kind string) bool {
 		c.fail("WRONG BYTES: %s: %s", what, a.Wrong)
 	}
 	if a.Err != "" {
-		c.judge(what, a.Err, begun, slot.changed.Load() != changed)
+		c.judge(what, a.Err, begun, changed%2 == 1 || slot.changed.Load() != changed)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

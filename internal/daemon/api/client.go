@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -151,7 +150,8 @@ func (c *Client) stream(ctx context.Context, path string, in, out any, event fun
 func (c *Client) Status(ctx context.Context) (*Status, error) {
 	var s Status
 	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
-	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	var broken *url.Error
+	if ctx.Err() == nil && (errors.As(err, &broken) || errors.Is(err, io.ErrUnexpectedEOF)) {
 		err = fmt.Errorf("%w in %s: it ended while it was asked", ErrNotRunning, c.root)
 	}
 	return &s, err
