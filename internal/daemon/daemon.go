@@ -173,7 +173,7 @@ func newDaemon(cfg Config) *Daemon {
 		d.cfg.MinFree = unlimited
 	}
 	d.room.freed = make(chan struct{}, 1)
-	d.layers.init(d.full)
+	d.layers.init(d)
 	return d
 }
 

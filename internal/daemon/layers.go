@@ -50,13 +50,21 @@ func (l *layer) failure() error {
 type layers struct {
 	mu     sync.Mutex // guards changes of byBlob and layer.users
 	byBlob atomic.Pointer[map[digest.Digest]*layer]
-	// full is told that the disk is, and reports whether to try again.
-	full func(ctx context.Context, l *layer, cause error) bool
+	disk   fullDisk
 }
 
-func (ls *layers) init(full func(context.Context, *layer, error) bool) {
+// fullDisk is what to do about a disk without room.
+type fullDisk interface {
+	// stillFull returns why nothing can be written, if that is known.
+	stillFull() error
+	// makeReaderRoom is told that a reader's bytes could not be written, and
+	// reports whether to try again.
+	makeReaderRoom(ctx context.Context, l *layer, cause error) bool
+}
+
+func (ls *layers) init(disk fullDisk) {
 	ls.byBlob.Store(&map[digest.Digest]*layer{})
-	ls.full = full
+	ls.disk = disk
 }
 
 func (ls *layers) get(blob digest.Digest) *layer { return (*ls.byBlob.Load())[blob] }
@@ -88,8 +96,14 @@ func (ls *layers) Fetch(ctx context.Context, blob digest.Digest, off, n int64) e
 	if l == nil {
 		return fmt.Errorf("layer %s is not in use", blob)
 	}
+	if l.hydrate.Have(off, n) {
+		return nil
+	}
+	if err := ls.disk.stillFull(); err != nil {
+		return fmt.Errorf("fetch layer %s: %w", blob, err) // without asking its registry in vain
+	}
 	err := l.hydrate.Fetch(ctx, off, n)
-	if errors.Is(err, unix.ENOSPC) && ls.full(ctx, l, err) {
+	if errors.Is(err, unix.ENOSPC) && ls.disk.makeReaderRoom(ctx, l, err) {
 		err = l.hydrate.Fetch(ctx, off, n)
 	}
 	return err

@@ -26,6 +26,8 @@ const (
 	// readerRoomBytes is what is evicted for a reader when the disk is full to its
 	// last byte: more than its read, so that the next ones need not ask.
 	readerRoomBytes = 64 << 20
+	// fullBytes is how much has to be free before a disk that was full is tried again.
+	fullBytes = 4 << 20
 	// fullInterval is how often a full disk is logged.
 	fullInterval = 10 * time.Second
 )
@@ -43,8 +45,9 @@ type room struct {
 	layers   int // evicted since the daemon was started
 	bytes    int64
 
-	fullMu sync.Mutex // guards fullAt
+	fullMu sync.Mutex // guards what follows
 	fullAt time.Time  // a full disk was logged
+	full   error      // that a reader got, and nobody since found room
 }
 
 // noRoomError says that what nobody waits for must not be written.
@@ -167,9 +170,21 @@ func (d *Daemon) released() {
 	}
 }
 
-// full is told that a reader's bytes cannot be written, and reports whether to
-// try again since there is more room now.
-func (d *Daemon) full(ctx context.Context, l *layer, cause error) (again bool) {
+// stillFull implements fullDisk.
+func (d *Daemon) stillFull() error {
+	d.room.fullMu.Lock()
+	defer d.room.fullMu.Unlock()
+	if d.room.full == nil {
+		return nil
+	}
+	if free, _, err := d.store.FreeBytes(); err != nil || free >= fullBytes {
+		d.room.full = nil
+	}
+	return d.room.full
+}
+
+// makeReaderRoom implements fullDisk.
+func (d *Daemon) makeReaderRoom(ctx context.Context, l *layer, cause error) (again bool) {
 	d.room.mu.Lock()
 	freed, err := d.evict(ctx, readerRoomBytes, "the disk is full and a reader waits")
 	d.room.mu.Unlock()
@@ -181,6 +196,7 @@ func (d *Daemon) full(ctx context.Context, l *layer, cause error) (again bool) {
 	}
 	d.room.fullMu.Lock()
 	defer d.room.fullMu.Unlock()
+	d.room.full = fmt.Errorf("the disk of %s is full: %w", d.cfg.Root, unix.ENOSPC)
 	if time.Since(d.room.fullAt) < fullInterval {
 		return false
 	}

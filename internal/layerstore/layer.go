@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io/fs"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -196,6 +197,10 @@ func (l *Layer) Put(i int, data []byte) error {
 	}
 	off, _ := l.meta.Span(i)
 	if n, err := l.file.WriteAt(data, off); err != nil {
+		var perr *fs.PathError // names where the file was when it was opened
+		if errors.As(err, &perr) {
+			err = perr.Err
+		}
 		return &WriteError{Layer: l.meta.Blob, Span: i, Path: l.Path(), MissingBytes: int64(len(data) - n), Err: err}
 	}
 	l.put.Add(int64(len(data)))
