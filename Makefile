@@ -24,6 +24,10 @@ CHAOS_SEED ?=
 build: ## build bin/thaw, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/thaw ./cmd/thaw
 
+.PHONY: build-bench
+build-bench: build ## build also bin/thaw-bench-containerd: what thaw bench --vs-containerd needs
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-bench-containerd ./cmd/thaw-bench-containerd
+
 .PHONY: install
 install: build ## put it into PREFIX/bin (/usr/local)
 	install -D -m 0755 bin/thaw '$(DESTDIR)$(PREFIX)/bin/thaw'

@@ -21,7 +21,8 @@ import (
 	"github.com/thaw-project/thaw/internal/lab"
 )
 
-// Modes of a benchmark.
+// Modes of a benchmark; containerd's are containerd/SNAPSHOTTER, and
+// containerd/SNAPSHOTTER+tuned.
 const (
 	modeEager   = "eager"
 	modeNoIndex = "no-index"
@@ -37,6 +38,8 @@ const exitNoisy = 3
 type benchOptions struct {
 	image       string
 	modes       []string
+	peers       []peer
+	tuned       bool
 	net         string
 	latency     time.Duration
 	bandwidth   string
@@ -77,6 +80,8 @@ Modes:
   no-index    as the first start of an image without an index
   lazy        with the index beside the image
   warm        everything is here; always measured, since the floor needs it
+  containerd/NAME[+tuned]  pull and run with containerd: see --vs-containerd. Uses
+              the program thaw-bench-containerd (make build-bench), beside thaw or in PATH
 
 The floor of a start is round trips x latency + needed bytes / bandwidth + a warm
 start. Needed is all of the image for ways that bring all of it, else the least
@@ -98,6 +103,9 @@ half of runs lies further apart than --max-spread of its median), 130 interrupte
 	f.SetInterspersed(false)
 	f.StringVar(&opts.image, "image", "", "image to start: oci:DIR[:TAG], or a reference")
 	f.StringSliceVar(&opts.modes, "mode", []string{modeEager, modeNoIndex, modeLazy, modeWarm}, "ways of starting it, see above")
+	f.Var((*socketValue)(&opts.peers), "vs-containerd", "also with the containerd that listens on this socket; repeatable")
+	f.Var((*snapshotterValue)(&opts.peers), "snapshotter", "snapshotter of the last --vs-containerd (default overlayfs); repeatable")
+	f.BoolVar(&opts.tuned, "tuned", false, "each containerd also with parallel ranges and parallel unpacking")
 	f.StringVar(&opts.net, "net", "cloud", "network of the lab registry: "+strings.Join(lab.Profiles, ", "))
 	f.DurationVar(&opts.latency, "latency", 0, "of a real registry: time to the first byte")
 	f.StringVar(&opts.bandwidth, "bandwidth", "", "of a real registry: bytes a second in all, such as 100MB")
@@ -190,11 +198,17 @@ func runBench(cmd *cobra.Command, opts *benchOptions) (err error) {
 	if err != nil {
 		return err
 	}
+	peerExe := ""
+	if len(opts.peers) > 0 {
+		if peerExe, err = findPeerExe(); err != nil {
+			return err
+		}
+	}
 	dir, err := os.MkdirTemp(cmp.Or(opts.dir, os.Getenv("TMPDIR"), "/var/tmp"), "thaw-bench-")
 	if err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	b := &bencher{benchOptions: opts, dir: dir, exe: "/proc/self/exe"}
+	b := &bencher{peerExe: peerExe, benchOptions: opts, dir: dir, exe: "/proc/self/exe"}
 	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.serve(cmd.Context()); err != nil {
 		return err
@@ -249,6 +263,7 @@ type bencher struct {
 	*benchOptions
 	dir      string
 	exe      string
+	peerExe  string
 	registry *bench.Registry // nil: a real one
 	ref      string
 	roots    int
@@ -308,6 +323,12 @@ func (b *bencher) list() []bench.Mode {
 	}
 	for _, name := range names {
 		modes = append(modes, b.mode(name))
+	}
+	for _, p := range b.peers {
+		modes = append(modes, b.peer(p, false))
+		if b.tuned {
+			modes = append(modes, b.peer(p, true))
+		}
 	}
 	return modes
 }

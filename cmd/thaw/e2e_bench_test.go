@@ -2,7 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -79,6 +81,72 @@ func TestBench(t *testing.T) {
 	if *eager.BytesUntilReady < got.ImageBytes || eager.Floor.NeededBytes != got.ImageBytes || lazy.Floor.NeededBytes >= got.ImageBytes {
 		t.Errorf("eager fetches all, lazy needs less: %s", b)
 	}
+}
+
+// newContainerd runs a containerd of its own until the end of the test, and puts
+// what talks to it into PATH. It returns its socket.
+func (n *node) newContainerd() string {
+	n.Helper()
+	programs := testenv.NeedContainerd(n)
+	testenv.NeedTool(n, "go")
+	bin := n.mkdir()
+	build := exec.Command("go", "build", "-o", bin, "../thaw-bench-containerd")
+	if out, err := build.CombinedOutput(); err != nil {
+		n.Fatalf("%v: %s", err, out)
+	}
+	path := os.Getenv("PATH")
+	os.Setenv("PATH", bin+string(os.PathListSeparator)+path)
+	n.Cleanup(func() { os.Setenv("PATH", path) })
+	script, err := filepath.Abs("../../scripts/containerd.sh")
+	if err != nil {
+		n.Fatal(err)
+	}
+	cmd := exec.Command(script, "serve", n.path("c"))
+	cmd.Env = append(os.Environ(), "CONTAINERD_BIN="+programs)
+	out := newOutput()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() { // before the node's end, which looks for processes
+		cmd.Process.Signal(unix.SIGTERM)
+		cmd.Wait()
+		if n.Failed() {
+			n.Logf("containerd: %s", out)
+		}
+	})
+	socket := n.path("c/containerd.sock")
+	n.eventually("containerd answers", func() bool {
+		c, err := net.Dial("unix", socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return socket
+}
+
+func TestBenchContainerd(t *testing.T) {
+	testenv.NeedRuntime(t)
+	n := newNode(t)
+	socket := n.newContainerd()
+	r := n.try(n.benchArgs("--runs", "1", "--mode", "warm", "--vs-containerd", socket, "--tuned", "--json", "--read", "/usr/bin/perl")...)
+	var got bench.Result
+	if err := json.Unmarshal([]byte(r.stdout), &got); err != nil {
+		t.Fatalf("%v\n%v", err, r)
+	}
+	n.benchLeft()
+	for _, name := range []string{"containerd/overlayfs", "containerd/overlayfs+tuned"} {
+		m := got.Modes[name]
+		if m == nil || !m.Cold || !m.Residue[0].Cold() || m.MedianMs <= 0 || *m.BytesUntilReady < got.ImageBytes || m.FirstReadMs == nil || m.FloorMs == nil {
+			t.Errorf("%s: %s", name, r.stdout)
+		}
+	}
+	if left, err := bench.MeasureResidue(n.path("c/root/io.containerd.content.v1.content/blobs"), n.path("c/root/io.containerd.snapshotter.v1.overlayfs/snapshots")); err != nil || !left.Cold() {
+		t.Errorf("containerd has %+v, %v", left, err)
+	}
+	n.refuses(1, "has no snapshotter \"none\", only ", n.benchArgs("--vs-containerd", socket, "--snapshotter", "none", "--mode", "warm")...)
+	n.refuses(1, "connect to containerd: ", n.benchArgs("--vs-containerd", "/none", "--mode", "warm")...)
 }
 
 func TestBenchInterrupted(t *testing.T) {

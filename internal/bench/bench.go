@@ -44,7 +44,9 @@ type Started struct {
 	Root  string        // its root directory, as this process sees it
 	Image Image         // zero where the way does not say
 	Cost  *Cost         // by the way's own count; nil where it has none
-	Stop  func(ctx context.Context) error
+	// Stop ends the container; of a cold way nothing is left that could be in the
+	// way of another.
+	Stop func(ctx context.Context) error
 }
 
 // Image is what was started.

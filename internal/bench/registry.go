@@ -52,8 +52,11 @@ func ServeLayout(ctx context.Context, exe, layout, network string) (*Registry, e
 		err = json.Unmarshal(line, &hello)
 	}
 	if err != nil {
-		err = errors.Join(fmt.Errorf("start lab: %w: %s", err, stderr), r.Close())
-		return nil, err
+		cerr := r.Close() // and so stderr is complete
+		if ctx.Err() != nil {
+			return nil, errors.Join(ctx.Err(), cerr)
+		}
+		return nil, errors.Join(fmt.Errorf("start lab: %s (%w)", said(stderr), err), cerr)
 	}
 	r.Address, r.Images = hello.Address, hello.Images
 	return r, nil

@@ -29,3 +29,6 @@ func (t *tail) String() string {
 	defer t.mu.Unlock()
 	return strings.TrimSpace(string(t.b))
 }
+
+// said is what thaw has said of an error.
+func said(t *tail) string { return strings.TrimPrefix(t.String(), "thaw: error: ") }

@@ -102,7 +102,7 @@ func RunThaw(ctx context.Context, exe string, args ...string) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("thaw %s: %w: %s", strings.Join(args, " "), err, strings.TrimPrefix(stderr.String(), "thaw: error: "))
+		return fmt.Errorf("thaw %s: %w: %s", strings.Join(args, " "), err, said(stderr))
 	}
 	return nil
 }
@@ -155,14 +155,20 @@ func (t *thaw) Start(ctx context.Context) (*Started, error) {
 	if err == nil {
 		var s *Started
 		if s, err = t.started(ctx, begun, line); err == nil {
-			s.Stop = func(ctx context.Context) error { return t.stop(ctx, cmd, ended) }
+			s.Stop = func(ctx context.Context) error {
+				err := t.stop(ctx, cmd, ended)
+				if !t.Warm && err == nil { // nothing is to go on beside the next mode
+					err = t.remove(ctx)
+				}
+				return err
+			}
 			return s, nil
 		}
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 	defer cancel()
 	if ctx.Err() == nil {
-		err = fmt.Errorf("thaw run: %w: %s", err, strings.TrimPrefix(stderr.String(), "thaw: error: "))
+		err = fmt.Errorf("thaw run: %w: %s", err, said(stderr))
 	}
 	return nil, errors.Join(err, t.stop(clean, cmd, ended))
 }

@@ -3,8 +3,8 @@
 // A test that needs root, a kernel feature, a tool or the corpus of real images
 // asks here. Where it is missing the test is skipped with the reason; a need
 // named in THAW_REQUIRE (comma separated) fails the test instead, so that CI
-// cannot lose tests silently. Needs are: root, fanotify, fuse, runtime, corpus, and
-// tool for all external programs.
+// cannot lose tests silently. Needs are: root, fanotify, fuse, runtime, corpus,
+// containerd, and tool for all other external programs.
 package testenv
 
 import (
@@ -74,6 +74,28 @@ func NeedRuntime(t testing.TB) string {
 	}
 	missing(t, "runtime", "needs runc or crun")
 	return ""
+}
+
+// NeedContainerd skips unless there is a containerd and returns the directory of
+// its programs: THAW_CONTAINERD, which scripts/containerd.sh fills, or where PATH
+// has it.
+func NeedContainerd(t testing.TB) string {
+	t.Helper()
+	NeedRoot(t)
+	dir := os.Getenv("THAW_CONTAINERD")
+	if dir == "" {
+		path, err := exec.LookPath("containerd")
+		if err != nil {
+			missing(t, "containerd", "needs containerd: THAW_CONTAINERD, the directory of its programs, or PATH")
+		}
+		dir = filepath.Dir(path)
+	}
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			missing(t, "containerd", "needs containerd: "+err.Error())
+		}
+	}
+	return dir
 }
 
 // NeedTool skips unless the named program is on the PATH.
