@@ -130,7 +130,12 @@ func TestBenchContainerd(t *testing.T) {
 	testenv.NeedRuntime(t)
 	n := newNode(t)
 	socket := n.newContainerd()
-	r := n.try(n.benchArgs("--runs", "1", "--mode", "warm", "--vs-containerd", socket, "--tuned", "--json", "--read", "/usr/bin/perl")...)
+	layout, _ := corpus(t, "nginx")
+	p := n.start(n.benchArgs("--runs", "1", "--mode", "warm", "--vs-containerd", socket, "--tuned", "--json", "--read", "/usr/bin/perl")...)
+	for _, step := range []string{"warm", "containerd/overlayfs", "containerd/overlayfs+tuned"} { // each may take its time
+		p.err.wait("run 1 of 1: "+step+": ready", p.done)
+	}
+	r := p.wait()
 	var got bench.Result
 	if err := json.Unmarshal([]byte(r.stdout), &got); err != nil {
 		t.Fatalf("%v\n%v", err, r)
@@ -145,6 +150,11 @@ func TestBenchContainerd(t *testing.T) {
 	if left, err := bench.MeasureResidue(n.path("c/root/io.containerd.content.v1.content/blobs"), n.path("c/root/io.containerd.snapshotter.v1.overlayfs/snapshots")); err != nil || !left.Cold() {
 		t.Errorf("containerd has %+v, %v", left, err)
 	}
+	pull := exec.Command(filepath.Join(testenv.NeedContainerd(t), "ctr"), "-a", socket, "-n", "other", "content", "fetch", "--plain-http", newLab(t, layout, "none").Addr()+"/nginx:latest")
+	if out, err := pull.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	n.refuses(1, "in its namespace other as well", n.benchArgs("--vs-containerd", socket, "--mode", "warm", "--runs", "1")...)
 	n.refuses(1, "has no snapshotter \"none\", only ", n.benchArgs("--vs-containerd", socket, "--snapshotter", "none", "--mode", "warm")...)
 	n.refuses(1, "connect to containerd: ", n.benchArgs("--vs-containerd", "/none", "--mode", "warm")...)
 }

@@ -90,7 +90,7 @@ func NeedContainerd(t testing.TB) string {
 		}
 		dir = filepath.Dir(path)
 	}
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			missing(t, "containerd", "needs containerd: "+err.Error())
 		}

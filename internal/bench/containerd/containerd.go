@@ -17,6 +17,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,7 +70,8 @@ type way struct {
 	Options
 	client    *client.Client // nil: not prepared
 	namespace string
-	roots     []string // directories with content and snapshots
+	patterns  []string        // of files and directories with content and snapshots
+	before    map[string]bool // what of them was there before
 }
 
 // New returns a way of starting an image with containerd.
@@ -96,30 +98,47 @@ func (w *way) Prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to containerd at %s: %w", w.Socket, err)
 	}
-	if w.roots, err = w.plugin(w.in(ctx), c); err != nil {
+	if w.patterns, err = w.plugin(w.in(ctx), c); err != nil {
 		return errors.Join(err, c.Close())
 	}
 	if err := c.NamespaceService().Create(ctx, w.namespace, nil); err != nil && !errdefs.IsAlreadyExists(err) {
 		return errors.Join(fmt.Errorf("make namespace %s: %w", w.namespace, err), c.Close())
 	}
 	w.client = c
+	if err := w.remove(w.in(ctx)); err != nil { // what one that was killed has left
+		return err
+	}
+	w.before = map[string]bool{}
+	for _, path := range w.stored() {
+		w.before[path] = true
+	}
 	return nil
 }
 
-// plugin looks for the snapshotter, and returns where it and the content store
-// keep their files.
+// stored lists what containerd has, of other images as well.
+func (w *way) stored() []string {
+	var all []string
+	for _, p := range w.patterns {
+		paths, _ := filepath.Glob(p) // our own pattern
+		all = append(all, paths...)
+	}
+	return all
+}
+
+// plugin looks for the snapshotter, and returns patterns of what it and the
+// content store keep.
 func (w *way) plugin(ctx context.Context, c *client.Client) ([]string, error) {
 	answer, err := c.IntrospectionService().Plugins(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("ask containerd at %s for its plugins: %w", w.Socket, err)
 	}
-	var roots, there []string
+	var patterns, there []string
 	found := false
 	for _, p := range answer.Plugins {
 		root := p.Exports["root"]
 		switch {
 		case p.Type == "io.containerd.content.v1" && root != "":
-			roots = append(roots, filepath.Join(root, "blobs"), filepath.Join(root, "ingest"))
+			patterns = append(patterns, filepath.Join(root, "blobs", "*", "*"), filepath.Join(root, "ingest", "*"))
 		case p.Type != "io.containerd.snapshotter.v1":
 		case p.InitErr != nil:
 			if p.ID == w.Snapshotter {
@@ -130,7 +149,7 @@ func (w *way) plugin(ctx context.Context, c *client.Client) ([]string, error) {
 			if p.ID == w.Snapshotter {
 				found = true
 				if root != "" {
-					roots = append(roots, filepath.Join(root, "snapshots"))
+					patterns = append(patterns, filepath.Join(root, "snapshots", "*"))
 				}
 			}
 		}
@@ -138,16 +157,16 @@ func (w *way) plugin(ctx context.Context, c *client.Client) ([]string, error) {
 	if !found {
 		return nil, fmt.Errorf("containerd at %s has no snapshotter %q, only %s", w.Socket, w.Snapshotter, strings.Join(there, ", "))
 	}
-	return roots, nil
+	return patterns, nil
 }
 
-// Reset implements [bench.Way]. Other namespaces share content: an image that is
-// in one of them is not cold, which the caller finds out.
+// Reset implements [bench.Way]. What was there before the benchmark is not of the
+// image, or Start finds out.
 func (w *way) Reset(ctx context.Context) ([]string, error) {
 	if err := w.remove(w.in(ctx)); err != nil {
 		return nil, err
 	}
-	return w.roots, nil
+	return slices.DeleteFunc(w.stored(), func(path string) bool { return w.before[path] }), nil
 }
 
 // Start implements [bench.Way].
@@ -180,12 +199,40 @@ func (w *way) Start(ctx context.Context) (_ *bench.Started, err error) {
 	if err := waitReady(ctx, w.Ready, ended); err != nil {
 		return nil, err
 	}
+	took := time.Since(begun)
+	if err := w.alone(ctx, image); err != nil {
+		return nil, err
+	}
 	return &bench.Started{
-		Ready: time.Since(begun),
+		Ready: took,
 		Root:  fmt.Sprintf("/proc/%d/root", task.Pid()),
 		// All of it: modes with other snapshotters share content.
 		Stop: func(ctx context.Context) error { return w.remove(w.in(ctx)) },
 	}, nil
+}
+
+// alone says that no other namespace has the image's content: containerd would
+// have taken it from there, and the start was not cold.
+func (w *way) alone(ctx context.Context, image client.Image) error {
+	manifest, err := images.Manifest(w.in(ctx), w.client.ContentStore(), image.Target(), image.Platform())
+	if err != nil {
+		return fmt.Errorf("read image: %w", err)
+	}
+	all, err := w.client.NamespaceService().List(ctx)
+	if err != nil {
+		return fmt.Errorf("list namespaces: %w", err)
+	}
+	for _, other := range all {
+		if other == w.namespace {
+			continue
+		}
+		for _, l := range manifest.Layers {
+			if _, err := w.client.ContentStore().Info(namespaces.WithNamespace(ctx, other), l.Digest); err == nil {
+				return fmt.Errorf("not cold: containerd has layer %s in its namespace %s as well", l.Digest, other)
+			}
+		}
+	}
+	return nil
 }
 
 // waitReady waits for the container to answer, or to end.
