@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -186,7 +187,7 @@ func (r *rangeReader) Close() error {
 // open asks for what is missing.
 func (r *rangeReader) open() error {
 	r.op.what.Offset, r.op.what.Length = r.off, r.end-r.off
-	if err, gone := r.repo.origin().gone(goneQuiet); gone && r.off == r.start {
+	if err, gone := r.repo.origin().gone(goneQuiet); gone && r.off == r.start && !r.op.budget.own {
 		return r.op.describe(r.ctx, &Error{Err: fmt.Errorf("the registry is gone: %w", err)})
 	}
 	return r.repo.try(r.ctx, r.op, func(ctx context.Context, ep *endpoint) error {
@@ -212,6 +213,9 @@ func (r *rangeReader) open() error {
 func (r *rangeReader) accept(resp *http.Response, ep *endpoint) (int64, error) {
 	fail := func(err error) (int64, error) {
 		return 0, &Error{URL: cleanURL(resp.Request.URL), Status: resp.StatusCode, Retryable: true, Err: err}
+	}
+	if mediaType, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";"); strings.EqualFold(strings.TrimSpace(mediaType), "text/html") {
+		return fail(errors.New("the server sent a web page in place of the blob"))
 	}
 	i := r.repo.endpointIndex(ep)
 	if resp.StatusCode == http.StatusOK {
@@ -264,7 +268,7 @@ func (r *remote) openRange(ctx context.Context, ep *endpoint, dgst digest.Digest
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end-1))
 		req.Header.Set("Accept", "*/*")
 	}
-	if target := r.target(ep, dgst); target != nil && !originOnly(ctx) {
+	if target := r.target(ep, dgst); target != nil && !OriginOnly(ctx) {
 		resp, err := r.send(ctx, http.MethodGet, target, setup)
 		if err == nil && isContent(resp) {
 			return resp, nil

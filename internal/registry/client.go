@@ -191,6 +191,24 @@ func counters(ctx context.Context) []*Counter {
 	return list
 }
 
+type patienceKey struct{}
+
+// patience overrides how long an operation goes on by itself.
+type patience struct{ giveUp, maxPause time.Duration }
+
+// WithPatience returns a context for callers who try again by themselves, and
+// know better than this package for how long: its operations give up when nothing
+// came for giveUp and the attempt under way has ended, keep to a server's
+// Retry-After for no longer than maxPause, and are not failed because others were.
+func WithPatience(ctx context.Context, giveUp, maxPause time.Duration) context.Context {
+	return context.WithValue(ctx, patienceKey{}, patience{giveUp, maxPause})
+}
+
+func patienceOf(ctx context.Context) (patience, bool) {
+	p, ok := ctx.Value(patienceKey{}).(patience)
+	return p, ok
+}
+
 type originKey struct{}
 
 // FromOrigin returns a context whose reads skip the mirrors and forget cached
@@ -199,7 +217,8 @@ func FromOrigin(ctx context.Context) context.Context {
 	return context.WithValue(ctx, originKey{}, true)
 }
 
-func originOnly(ctx context.Context) bool {
+// OriginOnly reports whether a context is of FromOrigin.
+func OriginOnly(ctx context.Context) bool {
 	only, _ := ctx.Value(originKey{}).(bool)
 	return only
 }

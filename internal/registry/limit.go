@@ -105,9 +105,12 @@ func (h *hostLimit) leave(slot chan struct{}) {
 
 func (h *hostLimit) obeyPause(ctx context.Context) error {
 	h.mu.Lock()
-	until := h.notBefore
+	wait := time.Until(h.notBefore)
 	h.mu.Unlock()
-	if err := sleep(ctx, time.Until(until)); err != nil {
+	if p, ok := patienceOf(ctx); ok {
+		wait = min(wait, p.maxPause)
+	}
+	if err := sleep(ctx, wait); err != nil {
 		h.release()
 		return err
 	}
@@ -140,6 +143,7 @@ func (h *hostLimit) observe(status int, retryAfter time.Duration) {
 			h.notBefore = until
 		}
 	case status < 400:
+		h.notBefore = time.Time{} // somebody asked all the same, see WithPatience, and was answered
 		if h.good++; h.good >= h.limit && h.limit < h.max {
 			h.limit, h.good = h.limit+1, 0
 		}

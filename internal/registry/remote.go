@@ -76,16 +76,19 @@ type operation struct {
 
 func (r *remote) operation(ctx context.Context, op, reference string) *operation {
 	eps := r.eps
-	if originOnly(ctx) {
+	if OriginOnly(ctx) {
 		eps = eps[len(eps)-1:]
 	}
 	giveUp := r.client.opts.GiveUp
-	if _, ok := r.origin().gone(goneMemory); ok {
+	p, own := patienceOf(ctx)
+	if own {
+		giveUp = p.giveUp
+	} else if _, ok := r.origin().gone(goneMemory); ok {
 		giveUp = min(giveUp, goneGiveUp)
 	}
 	return &operation{
 		what:   Error{Op: op, Reference: reference, Registry: r.registry, Repository: r.name},
-		budget: newBudget(giveUp), eps: eps, scope: "pull",
+		budget: newBudget(giveUp, own), eps: eps, scope: "pull",
 	}
 }
 
@@ -93,7 +96,7 @@ func (r *remote) operation(ctx context.Context, op, reference string) *operation
 // none.
 func (r *remote) pause(ctx context.Context, op *operation, failed *Error) error {
 	err := op.budget.pause(ctx, failed, r.origin().answered.Load())
-	if op.budget.spent && !errors.Is(failed, errBusy) {
+	if op.budget.spent && !op.budget.own && !errors.Is(failed, errBusy) {
 		r.origin().gaveUp.Store(&givenUp{time.Now(), failed.Err})
 	}
 	return err
@@ -146,7 +149,10 @@ func (r *remote) try(ctx context.Context, op *operation, f func(context.Context,
 // attemptContext says how patient an attempt is: less with a mirror, which has
 // a stand-in, and no longer than the budget lasts.
 func (r *remote) attemptContext(ctx context.Context, op *operation, ep *endpoint, origin bool) context.Context {
-	idle := min(r.client.opts.IdleTimeout, max(minAttempt, op.budget.remaining()))
+	idle := r.client.opts.IdleTimeout
+	if !op.budget.own {
+		idle = min(idle, max(minAttempt, op.budget.remaining()))
+	}
 	if !origin {
 		idle = max(idle/2, minAttempt)
 	}

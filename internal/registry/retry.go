@@ -39,10 +39,11 @@ type budget struct {
 	since       int64 // bytes since the last failure
 	last        bool  // the attempt under way is the last one
 	spent       bool  // given up for want of an answer
+	own         bool  // by WithPatience: waits that are too long are left to the caller
 }
 
-func newBudget(giveUp time.Duration) *budget {
-	return &budget{giveUp: giveUp, progress: time.Now()}
+func newBudget(giveUp time.Duration, own bool) *budget {
+	return &budget{giveUp: giveUp, progress: time.Now(), own: own}
 }
 
 // advance notes that n bytes came.
@@ -88,6 +89,10 @@ func (b *budget) pause(ctx context.Context, err *Error, known bool) error {
 	if err.RetryAfter > 0 {
 		// Jitter on top: those who were told the same second do not come together.
 		wait = min(err.RetryAfter, retryAfterCap) + rand.N(backoffBase)
+	}
+	if wait >= left && b.own {
+		b.spent = true
+		return err
 	}
 	if wait >= left {
 		wait, b.last = left, true
