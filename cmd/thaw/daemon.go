@@ -32,14 +32,15 @@ const (
 )
 
 type daemonOptions struct {
-	mount      string
-	background string
-	idleExit   time.Duration
-	grace      time.Duration
-	maxSize    string
-	minFree    string
-	maxMemory  string
-	upgrade    bool
+	mount       string
+	background  string
+	idleExit    time.Duration
+	grace       time.Duration
+	maxSize     string
+	minFree     string
+	maxMemory   string
+	upgrade     bool
+	readTimeout time.Duration
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -54,6 +55,10 @@ Ctrl-C ends the daemon; what is mounted stays, and the keeper starts another one
 as soon as somebody reads what is not here (under systemd that is left to
 systemd). If none comes within --grace such reads fail, until one does. thaw
 daemon stop is the orderly end.
+
+While a registry does not give what is read, its readers wait, and have it soon
+after it is back. After --read-timeout a read fails with EIO; the next one waits
+anew. What is here is read as ever.
 
 --upgrade is for the program of a new version, or the same: the running daemon
 becomes this program, with its flags, and then the keeper is replaced. Readers wait meanwhile. A
@@ -76,6 +81,7 @@ daemon runs.`,
 	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
 	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
 	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
+	cmd.Flags().DurationVar(&opts.readTimeout, "read-timeout", 0, "how long a read waits for a registry that is gone before it fails (default 1m)")
 	cmd.Flags().StringVar(&opts.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
 	cmd.Flags().StringVar(&opts.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
 	cmd.Flags().StringVar(&opts.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
@@ -136,6 +142,12 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if o.grace != 0 {
 		cfg.Grace = config.Duration(o.grace)
 	}
+	if o.readTimeout < 0 {
+		return daemon.Config{}, usageError{fmt.Errorf("--read-timeout %v: want more than nothing", o.readTimeout)}
+	}
+	if o.readTimeout != 0 {
+		cfg.ReadTimeout = config.Duration(o.readTimeout)
+	}
 	rate, err := config.ParseRate(cfg.Background)
 	if err != nil {
 		return daemon.Config{}, usageError{err}
@@ -155,7 +167,8 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
 	return daemon.Config{Root: root, Restart: restart, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
-		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
+		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace),
+		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
 }
 
@@ -196,6 +209,9 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.grace != 0 {
 		args = append(args, "--grace", o.grace.String())
+	}
+	if o.readTimeout != 0 {
+		args = append(args, "--read-timeout", o.readTimeout.String())
 	}
 	for _, f := range [][2]string{{"--cache-max-size", o.maxSize}, {"--cache-min-free", o.minFree}, {"--max-memory", o.maxMemory}} {
 		if f[1] != "" {
@@ -283,7 +299,9 @@ func printStatus(w io.Writer, s *api.Status) error {
 		if !m.Stats.Complete {
 			here = fmt.Sprintf("%d%%", 100*m.Stats.HereBytes/max(m.Stats.UnpackedBytes, 1))
 		}
-		if m.Stats.Error != "" {
+		if o := m.Stats.Outage; o != nil && o.Until.IsZero() && !m.Stats.Complete {
+			here += ", waits since " + units.HumanDuration(time.Since(o.Since)) + ": " + o.Error
+		} else if m.Stats.Error != "" {
 			here = "failed: " + m.Stats.Error
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", m.ID, m.Image, here, m.Mode, m.Index, m.Dir)

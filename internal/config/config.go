@@ -38,6 +38,8 @@ type Config struct {
 	IdleExit Duration `toml:"idle-exit"`
 	// Grace is how long readers wait for a new daemon after one died.
 	Grace Duration `toml:"grace"`
+	// ReadTimeout is how long a read of what is not here waits for its registry.
+	ReadTimeout Duration `toml:"read-timeout"`
 	// Insecure lists registry hosts (host or host:port) that may be spoken to in
 	// plain http; this machine always may.
 	Insecure []string `toml:"insecure"`
@@ -69,7 +71,8 @@ func (d *Duration) UnmarshalText(b []byte) error {
 
 // Default returns the defaults.
 func Default() Config {
-	return Config{Root: DefaultRoot, Mount: "auto", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second)}
+	return Config{Root: DefaultRoot, Mount: "auto", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
+		ReadTimeout: Duration(time.Minute)}
 }
 
 // Load returns the defaults, overridden by the file at path and then by
@@ -108,6 +111,9 @@ func (c *Config) parse(b []byte) error {
 	}
 	if err != nil {
 		return err
+	}
+	if c.ReadTimeout <= 0 {
+		return fmt.Errorf("read-timeout %q: want more than nothing", time.Duration(c.ReadTimeout))
 	}
 	_, err = ParseRate(c.Background)
 	return err

@@ -24,6 +24,7 @@ mount = "eager"
 background = "20MB"
 idle-exit = "5m"
 grace = "2s"
+read-timeout = "90s"
 insecure = ["registry.local:5000"]
 max-memory = "64MB"
 [mirrors]
@@ -33,13 +34,14 @@ max-size = "50GB"
 min-free = "10%"
 `, func(c *Config) {
 			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
-				Grace: Duration(2 * time.Second), Insecure: []string{"registry.local:5000"},
+				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Insecure: []string{"registry.local:5000"},
 				Mirrors:   map[string][]string{"docker.io": {"https://mirror.example"}},
 				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}}}
 		}, ""},
 		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},
 		{"wrong type", "root = 3\n", nil, "line 1"},
 		{"wrong duration", "grace = \"soon\"\n", nil, "soon"},
+		{"no time to read", "read-timeout = \"0s\"\n", nil, "read-timeout"},
 		{"wrong rate", "background = \"fast\"\n", nil, "fast"},
 		{"wrong size", "[cache]\nmax-size = \"huge\"\n", nil, "huge"},
 		{"no TOML", "root\n", nil, "parse configuration"},

@@ -46,6 +46,8 @@ type Config struct {
 	Background int64         // bytes/s of compressed layers; 0: no limit, negative: off
 	IdleExit   time.Duration // after the last mount; 0: never
 	Grace      time.Duration // how long readers wait for a new daemon after a crash
+	// ReadTimeout is how long a read waits for bytes that the registry does not give.
+	ReadTimeout time.Duration
 	// MaxSize and MinFree return what all layers may take, and what is to be left
 	// free, on a disk of the given size; 0: no limit.
 	MaxSize, MinFree func(diskBytes int64) int64
@@ -149,7 +151,8 @@ func Run(ctx context.Context, cfg Config) error {
 		d.log.Warn("set limit of open files", "err", err)
 	}
 	defer d.clients.close()
-	d.sched = hydrate.New(hydrate.Options{MemoryBytes: cfg.MaxMemory * 3 / 7, RateBytes: max(cfg.Background, 0), Room: d.makeRoom, Log: d.log})
+	d.sched = hydrate.New(hydrate.Options{MemoryBytes: cfg.MaxMemory * 3 / 7, RateBytes: max(cfg.Background, 0),
+		ReadTimeout: cfg.ReadTimeout, Room: d.makeRoom, Log: d.log})
 	defer d.sched.Close()
 	d.restorePins()
 	if err := d.startMounter(); err != nil {

@@ -55,6 +55,14 @@ func (img *image) set(known *oci.Image) {
 	close(img.resolved)
 }
 
+// source names where the image's bytes come from.
+func (img *image) source() string {
+	if img.ref.IsLayout() {
+		return "oci:" + img.ref.LayoutDir
+	}
+	return img.ref.Registry
+}
+
 // waitKept returns when the index is in the local store, where the next daemon
 // finds it.
 func (img *image) waitKept() error {

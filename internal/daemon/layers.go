@@ -177,7 +177,7 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	l := &layer{blob: il.Blob, store: stored, users: 1, known: stored.Complete()}
 	data := blobReader{repo: img.repo, desc: img.oci.Layers[i].Descriptor, counter: &l.counter}
 	l.hydrate = d.sched.Add(hydrate.Config{
-		Store: stored, Format: il.Format, Spans: il.Spans, Data: data,
+		Store: stored, Source: img.source(), Format: il.Format, Spans: il.Spans, Data: data,
 		Windows: d.windows(img, i, &l.counter), BytesWindows: il.BytesWindows,
 		Stream: func(ctx context.Context) io.ReadCloser {
 			return registry.Stream(registry.WithCounter(ctx, &l.counter), img.repo, data.desc, registry.StreamOptions{})

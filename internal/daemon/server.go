@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/registry"
 )
@@ -222,6 +223,26 @@ func (m *mounted) stuck() error {
 	return nil
 }
 
+// outage is the longest lasting outage of a mount's layers, else the last one
+// that is over.
+func (m *mounted) outage() *api.Outage {
+	var found *hydrate.Outage
+	for _, l := range m.layers {
+		o := l.hydrate.Outage()
+		switch {
+		case o == nil || o.Until.Before(m.Created) && !o.Until.IsZero():
+		case found == nil,
+			o.Until.IsZero() && (!found.Until.IsZero() || o.Since.Before(found.Since)),
+			!found.Until.IsZero() && o.Until.After(found.Until):
+			found = o
+		}
+	}
+	if found == nil {
+		return nil
+	}
+	return &api.Outage{Since: found.Since, Until: found.Until, Error: found.Err.Error()}
+}
+
 func (d *Daemon) serveUnmount(w http.ResponseWriter, r *http.Request) {
 	name := r.URL.Query().Get("name")
 	m := d.find(name)
@@ -344,6 +365,7 @@ func (m *mounted) stats() api.Stats {
 		s.Requests += l.counter.Requests.Load()
 		s.NetworkBytes += l.counter.BytesRead.Load()
 	}
+	s.Outage = m.outage()
 	h := m.waits()
 	s.FetchedBytes = m.pulled.Load() + h.FetchedBytes - m.base
 	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = h.Waits, h.WaitP50, h.WaitP99, h.WaitTotal

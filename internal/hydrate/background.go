@@ -60,6 +60,7 @@ func (s *Scheduler) background() {
 		err := l.transfer(r)
 		l.backOff(err)
 		l.settle(r, err)
+		l.tried(r)
 		if final(err) {
 			l.conclude(err)
 		}
@@ -130,6 +131,8 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, time.Time{}
 	case now.Before(l.retryAt):
 		return nil, l.retryAt
+	case l.out != nil && l.upstream.trying > 0: // one finds out for all
+		return nil, now.Add(retryMost)
 	case l.s.full.err != nil:
 		return nil, l.s.full.again
 	case l.streams():
@@ -139,6 +142,10 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, time.Time{}
 	}
 	if r := l.claimNext(); r != nil {
+		if l.out != nil {
+			r.tries = true
+			l.upstream.trying++
+		}
 		return r, time.Time{}
 	}
 	if len(l.bad) == 0 {
@@ -150,6 +157,16 @@ func (l *Layer) nextRun() (*run, time.Time) {
 	l.cursor = slices.Min(slices.Collect(maps.Keys(l.bad)))
 	clear(l.bad)
 	return l.claimNext(), time.Time{}
+}
+
+// tried ends the background's transfer of a layer in an outage.
+func (l *Layer) tried(r *run) {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if r.tries {
+		r.tries = false
+		l.upstream.trying--
+	}
 }
 
 // claimNext claims the run at the cursor: up to runBytes compressed.
@@ -183,6 +200,10 @@ func (l *Layer) backOff(err error) {
 		return
 	}
 	l.failures, l.lastErr = l.failures+1, err
+	if fromSource(err) { // sourceFailed logs it
+		l.retryAt = time.Now().Add(min(l.backlog.delay(), retryBackground))
+		return
+	}
 	at := time.Now().Add(l.backlog.delay())
 	var wrong *index.SpanError
 	if errors.As(err, &wrong) {
@@ -199,6 +220,9 @@ func (l *Layer) Err() error {
 	defer l.s.mu.Unlock()
 	if l.failures < giveUpFailures {
 		return l.noRoom()
+	}
+	if l.out != nil && time.Since(later(l.out.since, l.hurryAt)) < min(giveUpAfter, l.s.opts.ReadTimeout) {
+		return nil
 	}
 	return l.lastErr
 }

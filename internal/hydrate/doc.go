@@ -6,13 +6,19 @@
 // goes on in order gets ever larger ranges. Background workers bring the rest,
 // one run of neighbouring spans at a time, and leave the network to readers
 // while one waits. What arrives is decoded, verified against the index by the
-// layer store and written; what arrives damaged is asked for once more. When
+// layer store and written; what arrives damaged is asked for again. When
 // the last span is here the layer is finished: its digest is proven and its
 // owner told. What is on disk from before an unclean stop is verified by the
 // same workers before anything is fetched in its place.
 //
 // A layer that cannot be entered in its middle (one zstd frame, or a registry
 // without ranges) is hydrated as a stream; readers wait for their part.
+//
+// Layers have sources, such as registries. While a source does not give what is
+// asked for, its readers wait (Options.ReadTimeout) without a connection or
+// memory; one of them tries for all, and all go on when bytes come again
+// (outage.go, wait.go). A request that an outage has swallowed is found out by
+// asking for a byte beside it (stuck.go).
 //
 // Readers and the background have memory, connections and turns at the decoder
 // of their own: a reader never waits for something that the background holds,

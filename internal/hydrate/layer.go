@@ -2,7 +2,6 @@ package hydrate
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,18 +17,20 @@ const maxSkipBytes = 8 << 20
 
 // Layer is a layer that is being hydrated.
 type Layer struct {
-	s       *Scheduler
-	c       Config
-	windows windows
-	limit   *rate.Limiter // of the background
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	waiting atomic.Int64 // readers in Fetch
-	hurry   atomic.Bool  // somebody waits for the whole layer
+	s        *Scheduler
+	upstream *upstream
+	c        Config
+	windows  windows
+	limit    *rate.Limiter // of the background
+	ctx      context.Context
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	waiting  atomic.Int64 // readers in Fetch
+	hurry    atomic.Bool  // somebody waits for the whole layer
 
 	// Guarded by s.mu.
 	stream    bool // cannot be entered in its middle
+	noRanges  bool // the same, until its source is asked again
 	flights   map[int]*flight
 	tails     tails
 	streaming bool
@@ -39,6 +40,14 @@ type Layer struct {
 	front     int // spans before it are here
 	backlog
 	finishAt time.Time // not before, after a failure
+	out      *outage   // nil while bytes come
+	healed   Outage    // the last one that is over
+	denied   map[int]denied
+	hurryAt  time.Time
+	damaged  struct { // what was logged of spans that arrived damaged
+		said   time.Time
+		unsaid int
+	}
 
 	finished chan struct{} // closed once Finished was called
 	stats    stats
@@ -46,7 +55,10 @@ type Layer struct {
 
 func newLayer(s *Scheduler, c Config) *Layer {
 	l := &Layer{s: s, c: c, flights: map[int]*flight{}, limit: s.limiter(c.RateBytes), finished: make(chan struct{})}
-	l.bad = map[int]bool{}
+	l.bad, l.denied = map[int]bool{}, map[int]denied{}
+	s.mu.Lock()
+	l.upstream = s.upstream(c.Source)
+	s.mu.Unlock()
 	l.ctx, l.cancel = context.WithCancel(s.ctx)
 	l.windows.blob, l.windows.size, l.windows.ctx, l.windows.wg = c.Windows, c.BytesWindows, l.ctx, &s.wg
 	largest := min(maxSkipBytes, s.opts.MemoryBytes/backgroundShare)
@@ -62,9 +74,9 @@ func newLayer(s *Scheduler, c Config) *Layer {
 // held.
 func (l *Layer) streams() bool {
 	if !l.stream && l.c.NoRanges != nil && l.c.NoRanges() {
-		l.stream = true
+		l.noRanges = true
 	}
-	return l.stream && l.c.Stream != nil
+	return (l.stream || l.noRanges) && l.c.Stream != nil
 }
 
 // Done is closed when the layer is finished: proven, or refused.
@@ -77,7 +89,7 @@ func (l *Layer) Hurry() {
 	l.hurry.Store(true)
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	l.finishAt = time.Time{}
+	l.finishAt, l.hurryAt = time.Time{}, time.Now()
 	l.s.wake.Broadcast()
 }
 
@@ -86,6 +98,7 @@ func (l *Layer) Hurry() {
 func (l *Layer) Close() {
 	l.s.mu.Lock()
 	l.closed = true
+	l.endOutage()
 	l.s.mu.Unlock()
 	l.cancel()
 	l.s.remove(l)
@@ -116,8 +129,9 @@ func (l *Layer) Have(off, n int64) bool {
 
 // Fetch makes [off, off+n) of the uncompressed layer be here, ahead of all
 // that nobody waits for; what lies outside the layer does not count. It returns
-// when the last byte is, or with the first error; parts that arrived stay. An
-// error is of this try only: a later Fetch tries anew.
+// when the last byte is, or with an error; parts that arrived stay. While the
+// layer's source fails it waits, for Options.ReadTimeout, and returns a
+// *ReadError then. An error is of this call only: a later Fetch tries anew.
 func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 	if l.Have(off, n) {
 		return nil
@@ -132,17 +146,7 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 		l.stats.wait(start, time.Since(start))
 	}()
 	first, end := l.spanRange(off, n)
-	for _, f := range l.claim(first, end) {
-		select {
-		case <-f.done:
-			if f.err != nil {
-				return f.err
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("wait for layer %s: %w", l.c.Store.Meta().Blob, ctx.Err())
-		}
-	}
-	return nil
+	return l.await(ctx, first, end)
 }
 
 // claim returns the flights of all spans of [first, end) that are not here,

@@ -1,7 +1,11 @@
 package hydrate
 
 import (
+	"context"
 	"errors"
+	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/registry"
@@ -12,7 +16,13 @@ import (
 type run struct {
 	first, end int
 	urgent     chan struct{} // closed once someone waits for one of its spans
-	promoted   bool          // urgent is closed; guarded by Scheduler.mu
+	progress   atomic.Int64  // when the last byte came, in Unix ns
+
+	// Guarded by Scheduler.mu.
+	promoted bool                    // urgent is closed
+	cancel   context.CancelCauseFunc // ends its transfer; nil while it has none
+	asking   bool                    // somebody finds out whether it is stuck
+	tries    bool                    // it is the background's and counted in upstream.trying
 }
 
 func newRun(first, end int) *run { return &run{first: first, end: end, urgent: make(chan struct{})} }
@@ -64,13 +74,19 @@ func (l *Layer) start(r *run) {
 	l.s.wg.Add(1)
 	l.wg.Go(func() {
 		defer l.s.wg.Done()
-		err := l.s.readers.Acquire(l.ctx, 1)
-		if err == nil {
-			err = l.transfer(r)
-			l.s.readers.Release(1)
-		}
-		l.settle(r, err)
+		l.settle(r, l.transferReader(r))
 	})
+}
+
+// transferReader is transfer in one of the connections of readers.
+func (l *Layer) transferReader(r *run) error {
+	for _, slots := range []*semaphore.Weighted{l.upstream.readers, l.s.readers} {
+		if err := slots.Acquire(l.ctx, 1); err != nil {
+			return err
+		}
+		defer slots.Release(1)
+	}
+	return l.transfer(r)
 }
 
 // settle ends a run: spans that are here well, the others with err.
@@ -78,11 +94,12 @@ func (l *Layer) settle(r *run, err error) {
 	l.s.mu.Lock()
 	if errors.Is(err, registry.ErrNoRanges) && l.c.Stream != nil && !l.closed && !l.s.closed {
 		// The flights stay in the air: the stream brings them down.
-		l.stream = true
+		l.noRanges = true
 		l.startStream()
 		l.s.mu.Unlock()
 		return
 	}
+	l.sourceFailed(err)
 	l.land(r.first, r.end, r, l.reason(err))
 	l.s.mu.Unlock()
 	l.checkFinished()

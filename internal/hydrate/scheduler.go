@@ -42,7 +42,10 @@ type Options struct {
 	// Room reports, with an error, that n bytes more must not be written now by
 	// what nobody waits for. It may make room first. nil: there always is.
 	Room func(ctx context.Context, n int64) error
-	Log  *slog.Logger
+	// ReadTimeout is how long a Fetch waits for bytes that their source does not
+	// give, trying again; 0 is one try only.
+	ReadTimeout time.Duration
+	Log         *slog.Logger
 }
 
 // Scheduler fetches spans for any number of layers. Close it to stop.
@@ -65,13 +68,14 @@ type Scheduler struct {
 
 	// mu guards the rest and every Layer's flights. It is a leaf: nothing that
 	// blocks is called with it held.
-	mu      sync.Mutex
-	layers  []*Layer
-	next    int // layer whose turn it is in the background
-	streams int // layers that are streamed
-	full    full
-	wake    *sync.Cond // background workers: there may be work
-	closed  bool
+	mu        sync.Mutex
+	layers    []*Layer
+	upstreams map[string]*upstream
+	next      int // layer whose turn it is in the background
+	streams   int // layers that are streamed
+	full      full
+	wake      *sync.Cond // background workers: there may be work
+	closed    bool
 }
 
 // ErrClosed is returned for what a closed scheduler or layer can no longer do.
@@ -91,6 +95,7 @@ func New(opts Options) *Scheduler {
 		readers:          semaphore.NewWeighted(int64(opts.Readers)),
 		decode:           semaphore.NewWeighted(int64(opts.Decoders)),
 		spare:            make(chan struct{}, (opts.Decoders+1)/2),
+		upstreams:        map[string]*upstream{},
 	}
 	s.limit = s.limiter(opts.RateBytes)
 	s.wake = sync.NewCond(&s.mu)
@@ -113,7 +118,10 @@ func (s *Scheduler) Close() {
 
 // Config says what a layer is and where its bytes come from.
 type Config struct {
-	Store        *layerstore.Layer
+	Store *layerstore.Layer
+	// Source names what Data comes from, such as a registry's host: when it hangs,
+	// layers of other sources do not.
+	Source       string
 	Format       inflate.Format
 	Spans        []index.Span
 	Data         Blob // the compressed layer

@@ -25,13 +25,15 @@ func (l *Layer) startStream() {
 		err := l.streamAll(l.ctx)
 		var wrong *index.SpanError
 		if errors.As(err, &wrong) && l.ctx.Err() == nil {
-			l.s.opts.Log.Warn("span arrived damaged, streaming the layer again", "layer", l.c.Store.Meta().Blob, "span", wrong.Span, "err", wrong.Err)
+			l.sayDamaged("span arrived damaged, streaming the layer again", wrong)
 			err = l.streamAll(registry.FromOrigin(l.ctx))
 		}
 		l.backOff(err)
 		l.s.mu.Lock()
 		l.streaming = false
 		l.s.streams--
+		l.noRanges = l.noRanges && err == nil // it may have been rubbish that looked so
+		l.sourceFailed(err)
 		l.land(0, len(l.c.Spans), nil, l.reason(err))
 		l.retryAt = later(l.retryAt, l.badAt) // a stream cannot leave a span out
 		clear(l.bad)
@@ -45,6 +47,8 @@ func (l *Layer) startStream() {
 }
 
 func (l *Layer) streamAll(ctx context.Context) error {
+	// Begun anew all of the layer would come again: it sits outages out itself.
+	ctx = registry.WithPatience(ctx, max(l.s.opts.ReadTimeout, giveUpAfter), pauseReader)
 	body := l.c.Stream(ctx)
 	defer body.Close()
 	i := 0
@@ -58,6 +62,7 @@ func (l *Layer) streamAll(ctx context.Context) error {
 			return err
 		}
 		l.arrived(i)
+		l.sourceAnswered()
 		i++
 		return nil
 	})
@@ -76,6 +81,9 @@ type pacedReader struct {
 func (p *pacedReader) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
 	p.l.stats.fetched(int64(n))
+	if err != nil && err != io.EOF {
+		err = &sourceError{err}
+	}
 	if n > 0 && p.l.waiting.Load() == 0 {
 		p.l.s.yield(p.ctx, nil)
 		if werr := p.l.pace(p.ctx, nil, int64(n)); werr != nil {

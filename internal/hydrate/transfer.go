@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/inflate"
@@ -88,7 +88,7 @@ func (l *Layer) fetch(r *run, first, end int) error {
 		return err
 	}
 	for _, wrong := range damaged {
-		l.s.opts.Log.Warn("span arrived damaged, fetching it again", "layer", wrong.Layer, "span", wrong.Span, "err", wrong.Err)
+		l.sayDamaged("span arrived damaged, fetching it again", wrong)
 		l.windows.distrust(l.c.Spans[wrong.Span])
 		again, ferr := l.fetchOnce(registry.FromOrigin(l.ctx), r, wrong.Span, wrong.Span+1)
 		if ferr == nil && len(again) > 0 {
@@ -113,32 +113,48 @@ func (l *Layer) fetchOnce(ctx context.Context, r *run, first, end int) ([]*index
 			return nil, err
 		}
 	}
-	memory, err := l.s.acquire(ctx, r, size)
+	release, err := l.acquire(ctx, r, size)
 	if err != nil {
 		return nil, err
 	}
-	defer memory.Release(size)
+	defer release()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l.begin(r, cancel)
+	defer l.begin(r, nil)
 	t := &receiver{l: l, run: r, first: first, end: end, start: start, buf: runBuffers.get(size, runBytes), haveWindows: make(chan struct{})}
 	defer runBuffers.put(t.buf, runBytes) // all that use it have ended
-	g, ctx := errgroup.WithContext(ctx)
+	pause := pauseBackground
+	if r.isUrgent() {
+		pause = pauseReader
+	}
+	outer := ctx
+	g, ctx := errgroup.WithContext(registry.WithPatience(ctx, attemptGiveUp, pause))
 	g.Go(func() (err error) {
 		defer close(t.haveWindows)
 		t.windows, err = l.windows.read(ctx, l.c.Spans[first:end])
 		return err
 	})
 	g.Go(func() error { return t.receive(ctx) })
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	switch {
+	case context.Cause(outer) == errStuck:
+		return nil, &sourceError{errStuck}
+	case err != nil:
 		return nil, err
 	}
+	l.sourceAnswered()
 	return t.damaged, t.err
 }
 
 // acquire takes memory for a run: the background's, unless someone waits for
 // it or comes to while it is waiting.
-func (s *Scheduler) acquire(ctx context.Context, r *run, size int64) (*semaphore.Weighted, error) {
+func (l *Layer) acquire(ctx context.Context, r *run, size int64) (release func(), err error) {
+	s := l.s
 	if !r.isUrgent() {
+		background := func() { s.memoryBackground.Release(size) }
 		if s.memoryBackground.TryAcquire(size) {
-			return s.memoryBackground, nil
+			return background, nil
 		}
 		wait, cancel := context.WithCancel(ctx)
 		var wg sync.WaitGroup
@@ -153,13 +169,20 @@ func (s *Scheduler) acquire(ctx context.Context, r *run, size int64) (*semaphore
 		cancel()
 		wg.Wait()
 		if err == nil {
-			return s.memoryBackground, nil
+			return background, nil
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 	}
-	return s.memory, s.memory.Acquire(ctx, size)
+	if err := l.upstream.memory.Acquire(ctx, size); err != nil {
+		return nil, err
+	}
+	if err := s.memory.Acquire(ctx, size); err != nil {
+		l.upstream.memory.Release(size)
+		return nil, err
+	}
+	return func() { s.memory.Release(size); l.upstream.memory.Release(size) }, nil
 }
 
 // receiver takes in one ranged request.
@@ -185,7 +208,7 @@ func (t *receiver) receive(ctx context.Context) error {
 	blob := t.l.c.Store.Meta().Blob
 	body, err := t.l.c.Data.ReadRange(ctx, t.start, int64(len(t.buf)))
 	if err != nil {
-		return fmt.Errorf("fetch layer %s spans %d-%d: %w", blob, t.first, t.end-1, err)
+		return &sourceError{fmt.Errorf("fetch layer %s spans %d-%d: %w", blob, t.first, t.end-1, err)}
 	}
 	defer body.Close()
 	have := int64(0)
@@ -198,8 +221,11 @@ func (t *receiver) receive(ctx context.Context) error {
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
 			have += int64(n)
 			t.l.stats.fetched(int64(n))
+			if n > 0 {
+				t.run.progress.Store(time.Now().UnixNano())
+			}
 			if err != nil {
-				return fmt.Errorf("fetch layer %s span %d: %w", blob, i, err)
+				return &sourceError{fmt.Errorf("fetch layer %s span %d: %w", blob, i, err)}
 			}
 		}
 		wg.Go(func() { t.span(ctx, i, t.buf[from:need]) })

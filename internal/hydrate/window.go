@@ -117,6 +117,19 @@ func (w *windows) chunk(ctx context.Context, i int64) ([]byte, error) {
 	}
 }
 
+// forgetPending has what is being fetched fetched anew by who wants it next.
+func (w *windows) forgetPending() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i, f := range w.chunks {
+		select {
+		case <-f.done:
+		default:
+			delete(w.chunks, i)
+		}
+	}
+}
+
 // makeRoom forgets a chunk where there are too many. Called with mu held.
 func (w *windows) makeRoom() {
 	for i := range w.chunks {
@@ -131,7 +144,7 @@ func (w *windows) fetch(ctx context.Context, i int64, f *windowFetch) {
 	n := min(windowChunk, w.size-i*windowChunk)
 	f.data, f.err = w.readBlob(ctx, i*windowChunk, n)
 	if f.err != nil {
-		f.err = fmt.Errorf("fetch windows at byte %d: %w", i*windowChunk, f.err)
+		f.err = &sourceError{fmt.Errorf("fetch windows at byte %d: %w", i*windowChunk, f.err)}
 		w.mu.Lock()
 		if w.chunks[i] == f {
 			delete(w.chunks, i)
@@ -145,7 +158,7 @@ func (w *windows) readBlob(ctx context.Context, off, n int64) ([]byte, error) {
 	if n <= 0 {
 		return nil, io.ErrUnexpectedEOF
 	}
-	body, err := w.blob.ReadRange(ctx, off, n)
+	body, err := w.blob.ReadRange(registry.WithPatience(ctx, attemptGiveUp, pauseReader), off, n)
 	if err != nil {
 		return nil, err
 	}

@@ -82,3 +82,12 @@ var (
 	// events for the daemon's own writes. Ask the Mounter for the descriptor it holds.
 	ErrNotFirst = errors.New("not the first descriptor of a watched layer")
 )
+
+// HintOf returns what an error of a Handler advises, as an attribute for the log line that it ends in.
+func HintOf(err error) []any {
+	var h interface{ Hint() string }
+	if !errors.As(err, &h) {
+		return nil
+	}
+	return []any{"hint", h.Hint()}
+}

@@ -103,7 +103,15 @@ type Stats struct {
 	WaitTotal     time.Duration `json:"waitTotalNs"`
 	Complete      bool          `json:"complete"` // every layer is here and proven
 	CompletedAt   time.Time     `json:"completedAt,omitzero"`
-	Error         string        `json:"error,omitempty"` // why hydration cannot go on
+	Error         string        `json:"error,omitempty"`  // why hydration cannot go on
+	Outage        *Outage       `json:"outage,omitempty"` // the lasting or the last one of the registry
+}
+
+// Outage is a time in which a registry did not give what was asked for.
+type Outage struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"` // not set: it lasts
+	Error string    `json:"error"`          // the last answer
 }
 
 // Layer is a layer on this node.

@@ -31,8 +31,10 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 )
 
-// DefaultWorkers is how many fetches for waiting readers are in progress at most. More wait in memory.
-const DefaultWorkers = 256
+// DefaultWorkers is how many fetches for waiting readers are in progress at most. More wait in memory. They are many, because in an
+// outage of a registry all its readers wait in one, and readers of other registries must not wait behind them: what a
+// fetch costs beside its goroutine is bounded by whoever fetches.
+const DefaultWorkers = 4096
 
 const (
 	settlePatience = time.Second // for Close to see its layers unused

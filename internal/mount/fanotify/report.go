@@ -50,7 +50,7 @@ func (p *report) denied(r request, cause error) {
 	}
 	p.mu.Unlock()
 	if !quiet {
-		p.log.Error("denied a read", "layer", key.layer, "off", r.off, "count", r.n, "pid", r.pid, "cause", cause)
+		p.log.Error("denied a read", append([]any{"layer", key.layer, "off", r.off, "count", r.n, "pid", r.pid, "cause", cause}, mount.HintOf(cause)...)...)
 	}
 }
 

@@ -226,6 +226,6 @@ func (p *report) denied(r read, cause error) {
 	}
 	p.mu.Unlock()
 	if !quiet {
-		p.log.Error("denied a read", "layer", key.layer, "off", r.off, "count", r.n, "cause", cause)
+		p.log.Error("denied a read", append([]any{"layer", key.layer, "off", r.off, "count", r.n, "cause", cause}, mount.HintOf(cause)...)...)
 	}
 }
