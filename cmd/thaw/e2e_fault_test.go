@@ -79,7 +79,7 @@ const within30 = 30 * time.Second
 // TestRegistryGone: who needs bytes that cannot be had gets an error in time.
 func TestRegistryGone(t *testing.T) {
 	t.Parallel()
-	n, _ := newRunNode(t)
+	n, _ := newRunNode(t, `read-timeout = "4s"`)
 	layout, _ := corpus(t, "nginx")
 	s := newLab(t, layout, "none")
 	gone := s.Addr() + "/nginx"

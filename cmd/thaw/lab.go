@@ -55,7 +55,9 @@ Faults: KIND[=ARG][,after=N][,first=N][,every=N][,match=REGEX on the path]. Of t
 requests that match, the first "after" are spared, then "first" are hit, of these
 every "every"th. Kinds, with their default ARG:
   reset[=BYTES]         RST after BYTES of the body; without, before the header
-  429[=1s]              too many requests, with Retry-After
+  429[=1s]              too many requests, with Retry-After (0s: without)
+  401                   not authorized; match=^/token refuses tokens
+  web-page              200 and HTML
   5xx[=503]             a server's error
   404                   not found; match=/referrers/ takes that API away
   wrong-range[=1]       a range BYTES further on; lie[:BYTES] hides it

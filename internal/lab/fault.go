@@ -17,10 +17,14 @@ const (
 	// Reset closes the connection with an RST after BYTES of the body; without
 	// BYTES before the answer's header.
 	Reset = "reset"
-	// TooMany answers 429 with Retry-After D (default 1s).
+	// TooMany answers 429 with Retry-After D (default 1s; 0s: without).
 	TooMany = "429"
 	// ServerError answers 503 with Retry-After 1, or the status ARG (500..599).
 	ServerError = "5xx"
+	// Unauthorized answers 401 without a challenge; match=^/token refuses tokens.
+	Unauthorized = "401"
+	// WebPage answers 200 and HTML, as a captive portal or a broken proxy does.
+	WebPage = "web-page"
 	// NotFound answers 404; with match=/referrers/ a registry without that API.
 	NotFound = "404"
 	// WrongRange answers a range that starts BYTES (default 1) further on and says
@@ -46,7 +50,7 @@ const (
 	Delay = "delay"
 )
 
-var kinds = []string{Reset, TooMany, ServerError, NotFound, WrongRange, NoRanges, Flip, Stall, Token, Redirect, Short, Delay}
+var kinds = []string{Reset, TooMany, ServerError, NotFound, WrongRange, NoRanges, Flip, Stall, Token, Redirect, Short, Delay, Unauthorized, WebPage}
 
 // onBlobs are the kinds that without a match concern the bytes of blobs only;
 // the others concern every request of the registry API.
@@ -211,6 +215,8 @@ func (a *activeFault) parseArg() (err error) {
 		}
 	case NotFound:
 		a.status = 404
+	case Unauthorized:
+		a.status = 401
 	}
 	return err
 }

@@ -32,6 +32,8 @@ func TestParseFault(t *testing.T) {
 			Kind: Flip, Arg: "/4096", After: 1, First: 5, Every: 2},
 		"stall=64KB:2s,match=a{1,2}": {Kind: Stall, Arg: "64KB:2s", Match: "a{1,2}"},
 		"token=2s:me:pass:word":      {Kind: Token, Arg: "2s:me:pass:word"},
+		"401,match=^/token":          {Kind: Unauthorized, Match: "^/token"},
+		"web-page":                   {Kind: WebPage},
 		"wrong-range=lie:512":        {Kind: WrongRange, Arg: "lie:512"},
 	}
 	for text, want := range good {

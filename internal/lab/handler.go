@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -103,7 +104,13 @@ func (s *Server) serveRequest(w http.ResponseWriter, r *http.Request, req reques
 	if token := faults.get(Token); token != nil && !s.authorized(bw, r, req, token) {
 		return
 	}
-	for _, kind := range []string{TooMany, ServerError, NotFound} {
+	if a := faults.get(WebPage); a != nil {
+		bw.injected(a)
+		bw.Header().Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = io.WriteString(bw, strings.Repeat("<!DOCTYPE html><title>Welcome</title>", 1000)) // the client is gone: nobody to tell
+		return
+	}
+	for _, kind := range []string{TooMany, ServerError, NotFound, Unauthorized} {
 		if a := faults.get(kind); a != nil {
 			s.refuse(bw, a)
 			return
@@ -140,9 +147,13 @@ func (s *Server) refuse(w *bodyWriter, a *activeFault) {
 	switch a.Kind {
 	case TooMany:
 		code = "TOOMANYREQUESTS"
-		w.Header().Set("Retry-After", strconv.Itoa(int((a.wait+time.Second-1)/time.Second)))
+		if a.wait > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int((a.wait+time.Second-1)/time.Second)))
+		}
 	case NotFound:
 		code = "NOT_FOUND"
+	case Unauthorized:
+		code = "UNAUTHORIZED"
 	default:
 		if a.status == http.StatusServiceUnavailable {
 			w.Header().Set("Retry-After", "1")
