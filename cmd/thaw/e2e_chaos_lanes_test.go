@@ -40,6 +40,8 @@ func (c *chaos) processLane(rng *rand.Rand) {
 		c.freeze("SIGSTOP daemon", " daemon ", between(rng, 0, 3*time.Second))
 	case p < 85:
 		c.freeze("SIGSTOP keeper", " keeper ", between(rng, 0, 2*time.Second))
+	case p < 90:
+		c.upgrade()
 	default:
 		c.terminateDaemon(between(rng, 0, time.Second))
 	}
@@ -168,6 +170,15 @@ func (c *chaos) terminateDaemon(d time.Duration) {
 	c.did("SIGTERM daemon", pid)
 	c.pause(d)
 	c.until("a command starts a daemon", func() bool { return c.command1("cache", "ls") == nil })
+}
+
+// upgrade hands everything over to a daemon and a keeper of the same program.
+func (c *chaos) upgrade() {
+	c.did("upgrade")
+	if err := c.command1("daemon", "--upgrade"); err != nil {
+		c.fail("%v", err)
+	}
+	c.until("there is one keeper again", func() bool { return len(c.pids(" keeper ")) == 1 })
 }
 
 // networkLane does something to the registry, for a while.

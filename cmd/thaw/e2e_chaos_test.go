@@ -102,7 +102,7 @@ type chaosWindow struct {
 func newChaos(t *testing.T, path string, seed uint64) *chaos {
 	testenv.NeedRuntime(t)
 	layout, _ := corpus(t, "nginx")
-	n := newNode(t, fmt.Sprintf("mount = %q", path), "idle-exit = \"0s\"")
+	n := newNode(t, fmt.Sprintf("mount = %q", path), `idle-exit = "0s"`, "[cache]", `max-size = "300MB"`)
 	s := newLab(t, layout, "cloud")
 	c := &chaos{node: n, seed: seed, gate: newChaosGate(t, s.Addr()), over: make(chan struct{}),
 		actions: map[string]int{}, ops: map[string]int{}, allowed: map[string]int{}, setFail: func(faults ...string) { setFaults(t, s, faults...) }}
