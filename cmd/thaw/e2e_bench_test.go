@@ -24,6 +24,16 @@ func (n *node) benchArgs(flags ...string) []string {
 		"--ready", "http://127.0.0.1:" + port + "/ready", "--dir", n.base, "--pages", "http://127.0.0.1:" + port + "/"}, flags...)
 }
 
+// waitSteps waits for a benchmark that tells of each of its steps: one may take as
+// long as other commands in all.
+func (p *process) waitSteps(steps ...string) result {
+	p.node.Helper()
+	for _, step := range steps {
+		p.err.wait(step, p.done)
+	}
+	return p.wait()
+}
+
 // benchLeft fails if a benchmark has left its directory or processes behind.
 func (n *node) benchLeft() {
 	n.Helper()
@@ -36,7 +46,8 @@ func TestBench(t *testing.T) {
 	testenv.NeedRuntime(t)
 	n := newNode(t)
 	file := n.path("bench.json")
-	r := n.try(n.benchArgs("--runs", "1", "--mode", "eager,lazy", "--read", "/usr/bin/perl", "--json-file", file)...)
+	r := n.start(n.benchArgs("--runs", "1", "--mode", "eager,lazy", "--read", "/usr/bin/perl", "--json-file", file)...).
+		waitSteps("prepare lazy", "prepare warm", "eager: ready", "lazy: ready", "warm: ready")
 	if r.code != 0 {
 		t.Fatal(r)
 	}
@@ -131,11 +142,8 @@ func TestBenchContainerd(t *testing.T) {
 	n := newNode(t)
 	socket := n.newContainerd()
 	layout, _ := corpus(t, "nginx")
-	p := n.start(n.benchArgs("--runs", "1", "--mode", "warm", "--vs-containerd", socket, "--tuned", "--json", "--read", "/usr/bin/perl")...)
-	for _, step := range []string{"warm", "containerd/overlayfs", "containerd/overlayfs+tuned"} { // each may take its time
-		p.err.wait("run 1 of 1: "+step+": ready", p.done)
-	}
-	r := p.wait()
+	r := n.start(n.benchArgs("--runs", "1", "--mode", "warm", "--vs-containerd", socket, "--tuned", "--json", "--read", "/usr/bin/perl")...).
+		waitSteps("warm: ready", "containerd/overlayfs: ready", "containerd/overlayfs+tuned: ready")
 	var got bench.Result
 	if err := json.Unmarshal([]byte(r.stdout), &got); err != nil {
 		t.Fatalf("%v\n%v", err, r)
