@@ -61,21 +61,44 @@ func (l *Log) Crashes(t *testing.T, random int, check func(t *testing.T, c Crash
 				seen[sum] = true
 			}
 			states++
-			ok := t.Run(fmt.Sprintf("after %d, %s", cut, way.name), func(t *testing.T) {
-				dir := filepath.Join(tmp, "crash")
-				if err := img.write(dir); err != nil {
-					t.Fatal(err)
-				}
-				defer os.RemoveAll(dir)
-				check(t, Crash{Dir: dir, Marks: img.marks, Steps: cut})
-			})
-			if !ok {
-				t.Logf("the last steps before it:\n%s", l.describe(max(0, cut-12), cut))
-				t.FailNow()
-			}
+			l.run(t, img, cut, way, tmp, check)
 		}
 	}
 	t.Logf("%d steps, %d different states", len(l.steps), states)
+}
+
+// Some is Crashes for n steps after the first mark, taken at random, with random
+// parts of what was not synced: for records with large files.
+func (l *Log) Some(t *testing.T, n int, check func(t *testing.T, c Crash)) {
+	t.Helper()
+	first := slices.IndexFunc(l.steps, func(s step) bool { return s.op == opMark }) + 1
+	tmp := tempDir(t)
+	for i := range n {
+		rng := rand.New(rand.NewPCG(uint64(i), 0))
+		cut := first + rng.IntN(len(l.steps)-first+1)
+		way := how{name: fmt.Sprintf("random %d", i), rng: rng}
+		if i%4 == 0 {
+			way = how{name: "all", names: true, data: true}
+		}
+		l.run(t, l.crash(cut, way), cut, way, tmp, check)
+	}
+	t.Logf("%d steps, %d states", len(l.steps), n)
+}
+
+func (l *Log) run(t *testing.T, img *image, cut int, way how, tmp string, check func(t *testing.T, c Crash)) {
+	t.Helper()
+	ok := t.Run(fmt.Sprintf("after %d, %s", cut, way.name), func(t *testing.T) {
+		dir := filepath.Join(tmp, "crash")
+		if err := img.write(dir); err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		check(t, Crash{Dir: dir, Marks: img.marks, Steps: cut})
+	})
+	if !ok {
+		t.Logf("the last steps before it:\n%s", l.describe(max(0, cut-12), cut))
+		t.FailNow()
+	}
 }
 
 // tempDir is in memory where there is such a thing: states are many and short-lived.
