@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -245,12 +246,20 @@ func (t *thaw) stop(ctx context.Context, cmd *exec.Cmd, ended <-chan struct{}) e
 	}
 }
 
-// remove ends the daemon and removes the state directory.
+// remove ends the daemon and removes the state directory. A command that was
+// interrupted may have started a daemon that does not answer yet, and would
+// outlive its directory: another command finds it, or starts one, and waits.
 func (t *thaw) remove(ctx context.Context) error {
-	if _, err := t.client.Status(ctx); !errors.Is(err, api.ErrNotRunning) {
-		if err := t.command(ctx, "daemon", "stop", "--force"); err != nil {
+	if _, err := os.Stat(t.Root); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := t.client.Status(ctx); errors.Is(err, api.ErrNotRunning) {
+		if err := t.command(ctx, "cache", "ls"); err != nil {
 			return err
 		}
+	}
+	if err := t.command(ctx, "daemon", "stop", "--force"); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(t.Root); err != nil {
 		return fmt.Errorf("remove state directory: %w", err)
