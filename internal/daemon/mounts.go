@@ -112,6 +112,9 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
+	if err := d.checkLimits(img.head); err != nil {
+		return nil, errors.Join(err, os.Remove(dir))
+	}
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -290,6 +291,7 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 	for _, m := range all {
 		s.Mounts = append(s.Mounts, *d.describe(m, false))
 	}
+	s.Layers, s.Goroutines = len(d.layers.list()), runtime.NumGoroutine()
 	var err error
 	s.Cache, err = d.describeCache()
 	answer(w, s, err)

@@ -140,6 +140,8 @@ type Status struct {
 	Keeper      *Keeper   `json:"keeper,omitempty"`
 	Mounts      []Mount   `json:"mounts"`
 	Cache       *Cache    `json:"cache"`
+	Layers      int       `json:"layers"` // in use
+	Goroutines  int       `json:"goroutines"`
 }
 
 // Cache says what the layers take on disk and what they may.
@@ -196,6 +198,7 @@ const (
 	CodeInUse       = "in-use"
 	CodeUnsupported = "unsupported"
 	CodeInvalid     = "invalid"
+	CodeLimit       = "limit"
 	CodeLeaving     = "leaving" // try again, with the next daemon
 )
 
