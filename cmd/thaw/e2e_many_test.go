@@ -180,3 +180,58 @@ func TestManyContainers(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 }
+
+// TestManyLayers mounts images of many small layers, all of them watched: what
+// a layer takes is what the daemon's limits count on. THAW_LONG=1: 6000 layers.
+func TestManyLayers(t *testing.T) {
+	images, each := 3, 60
+	if os.Getenv("THAW_LONG") != "" {
+		images, each = 60, 100
+	}
+	n := newNode(t)
+	layout := n.mkdir()
+	for i := range images {
+		var layers [][]byte
+		for l := range each {
+			layers = append(layers, new(layertartest.Builder).File(fmt.Sprint("f", l), fmt.Appendf(nil, "layer %d of image %d", l, i)).End().Bytes())
+		}
+		writeImage(t, layout, fmt.Sprint("image", i), compressions[0], layers)
+	}
+	s := newLab(t, layout, "none")
+	dirs := make([]string, images)
+	files := func() (daemon, keeper int) {
+		st := n.status()
+		for _, pid := range n.pids(" keeper ") {
+			keeper = countFiles(fmt.Sprintf("/proc/%d/fd", pid))
+		}
+		return countFiles(fmt.Sprintf("/proc/%d/fd", st.Pid)), keeper
+	}
+	n.thaw("cache", "ls")
+	daemon, keeper := files()
+	begun := time.Now()
+	for i := range images {
+		ref := fmt.Sprintf("%s/image%d", s.Addr(), i)
+		n.pushIndex(ref)
+		dirs[i] = n.mkdir()
+		n.thaw("mount", "--background=off", ref, dirs[i])
+	}
+	st := n.status()
+	daemonNow, keeperNow := files()
+	t.Logf("%d layers in %d mounts after %.1f s: %d descriptors of the daemon, %d of the keeper, daemon's peak %d MiB", st.Layers, images,
+		time.Since(begun).Seconds(), daemonNow-daemon, keeperNow-keeper, procBytes(st.Pid, "status", "VmHWM")>>20)
+	if st.Layers != images*each || len(n.marks()) != st.Layers {
+		t.Errorf("%d layers, %d marks, want %d", st.Layers, len(n.marks()), images*each)
+	}
+	if most := 3*st.Layers + 50; daemonNow-daemon > most || keeperNow-keeper > most { // as limits.go of the daemon has it
+		t.Errorf("%d and %d descriptors for %d layers", daemonNow-daemon, keeperNow-keeper, st.Layers)
+	}
+	for i, dir := range dirs {
+		for l := range each {
+			got, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("f", l)))
+			if want := fmt.Sprintf("layer %d of image %d", l, i); err != nil || string(got) != want {
+				t.Fatalf("%q, %v, want %q", got, err, want)
+			}
+		}
+		n.thaw("umount", dir)
+	}
+}

@@ -90,6 +90,7 @@ type Daemon struct {
 	mode, modeReason string
 
 	layers layers
+	heads  heads
 	pulls  flights
 
 	// mu guards what follows. Taken before no other lock of the daemon.
@@ -327,7 +328,7 @@ func (d *Daemon) syncLayers() {
 			if l.store.Complete() {
 				continue
 			}
-			if err := l.store.Sync(); err != nil {
+			if err := l.store.Sync(); err != nil && !errors.Is(err, layerstore.ErrClosed) { // released meanwhile
 				d.log.Error("sync layer", "layer", l.blob, "err", err)
 			}
 		}

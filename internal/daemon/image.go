@@ -31,6 +31,7 @@ type image struct {
 	oci      *oci.Image
 	err      error
 
+	heads  *heads
 	head   *index.Image
 	erofs  string        // metadataName, once head is there; guarded by Daemon.mu
 	index  digest.Digest // of the index' manifest
@@ -145,7 +146,7 @@ func (d *Daemon) resolve(ctx context.Context, t *task) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := &image{ref: ref, repo: repo, resolved: make(chan struct{})}
+	img := &image{ref: ref, repo: repo, heads: &d.heads, resolved: make(chan struct{})}
 	known := d.knownImage(ref)
 	if known != nil && !ref.IsLayout() && t.req.Pull != api.PullAlways {
 		img.set(known)
@@ -315,7 +316,7 @@ func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) e
 
 // adopt takes an index for the image if it is about the image's layers.
 func (img *image) adopt(manifest, head []byte) error {
-	m, err := index.DecodeImage(head)
+	m, err := img.heads.decode(head)
 	if err != nil {
 		return err
 	}

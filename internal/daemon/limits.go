@@ -13,8 +13,9 @@ import (
 // marks for who is root.
 const (
 	maxMounts = 4096 // each has a process to wait for and a call's connection
-	// layerFiles is what a layer in use takes: its file, and its watch's duplicate.
-	layerFiles = 2
+	// layerFiles is what a layer in use takes: its file, and the duplicates of its
+	// watch and of the keeper's client. TestManyLayers counts them.
+	layerFiles = 3
 	// otherFiles are for events, mounts, connections, and what is open for a moment.
 	otherFiles = 16 << 10
 )

@@ -29,8 +29,8 @@ func TestLimits(t *testing.T) {
 		files      int64
 		ok         bool
 	}{
-		{0, 127, 65536, true}, {24000, 127, 65536, true}, {24500, 127, 65536, false},
-		{0, 127, 1024, true}, {300, 127, 1024, false}, {0, 1, 0, false},
+		{0, 127, 65536, true}, {16000, 127, 65536, true}, {16300, 127, 65536, false},
+		{0, 127, 1024, true}, {200, 127, 1024, false}, {0, 1, 0, false},
 	} {
 		if err := checkLayers(c.used, c.more, c.files); (err == nil) != c.ok {
 			t.Errorf("%d layers and %d more of %d files: %v", c.used, c.more, c.files, err)
