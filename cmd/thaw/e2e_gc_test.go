@@ -385,7 +385,7 @@ func TestGarbageModel(t *testing.T) {
 		t.Skip("its container's program is for amd64")
 	}
 	testenv.NeedRuntime(t)
-	seed, steps := *modelSeed, 30
+	seed, steps := *modelSeed, 20
 	if seed == 0 {
 		seed = uint64(time.Now().UnixNano())
 	}

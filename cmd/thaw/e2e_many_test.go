@@ -184,7 +184,7 @@ func TestManyContainers(t *testing.T) {
 // TestManyLayers mounts images of many small layers, all of them watched: what
 // a layer takes is what the daemon's limits count on. THAW_LONG=1: 6000 layers.
 func TestManyLayers(t *testing.T) {
-	images, each := 3, 60
+	images, each := 2, 60
 	if os.Getenv("THAW_LONG") != "" {
 		images, each = 60, 100
 	}
