@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 	"github.com/thaw-project/thaw/internal/systemd"
+	"github.com/thaw-project/thaw/internal/trust"
 )
 
 const (
@@ -41,6 +43,8 @@ type daemonOptions struct {
 	maxMemory   string
 	upgrade     bool
 	readTimeout time.Duration
+	trust       string
+	trustKey    string
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -76,6 +80,9 @@ daemon runs.`,
 			return runDaemon(cmd, g, &opts)
 		},
 	}
+	cmd.Flags().StringVar(&opts.trust, "trust", "", "which indexes are taken: any, local (built on this node), signed (with --trust-key, or local) (default any)")
+	cmd.Flags().StringVar(&opts.trustKey, "trust-key", "", "file of a public key in PEM, as cosign or openssl write it")
+	complete(cmd, "trust", trust.Any, trust.Local, trust.Signed)
 	cmd.Flags().BoolVar(&opts.upgrade, "upgrade", false, "have the running daemon go on as this program")
 	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
 	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
@@ -160,12 +167,16 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if err != nil {
 		return daemon.Config{}, err
 	}
+	key, err := o.trusted(&cfg)
+	if err != nil {
+		return daemon.Config{}, err
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		return daemon.Config{}, fmt.Errorf("find own program: %w", err)
 	}
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
-	return daemon.Config{Root: root, Restart: restart, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+	return daemon.Config{Root: root, Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
@@ -195,6 +206,21 @@ func (o *daemonOptions) sizes(cfg *config.Config) (memory int64, err error) {
 	return cfg.MaxMemory.Bytes, nil
 }
 
+// trusted checks the trust policy, and loads its key.
+func (o *daemonOptions) trusted(cfg *config.Config) (*trust.Key, error) {
+	cfg.Trust, cfg.TrustKey = cmp.Or(o.trust, cfg.Trust), cmp.Or(o.trustKey, cfg.TrustKey)
+	switch cfg.Trust {
+	case trust.Any, trust.Local:
+		return nil, nil
+	case trust.Signed:
+		if cfg.TrustKey == "" {
+			return nil, usageError{errors.New("trust is signed: --trust-key, or trust-key in the configuration, has to name a public key")}
+		}
+		return trust.LoadKey(cfg.TrustKey)
+	}
+	return nil, usageError{fmt.Errorf("trust %q: use any, local or signed", cfg.Trust)}
+}
+
 // args are the flags that were given, for a daemon that takes over.
 func (o *daemonOptions) args() []string {
 	var args []string
@@ -212,6 +238,12 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.readTimeout != 0 {
 		args = append(args, "--read-timeout", o.readTimeout.String())
+	}
+	if o.trust != "" {
+		args = append(args, "--trust", o.trust)
+	}
+	if o.trustKey != "" {
+		args = append(args, "--trust-key", o.trustKey)
 	}
 	for _, f := range [][2]string{{"--cache-max-size", o.maxSize}, {"--cache-min-free", o.minFree}, {"--max-memory", o.maxMemory}} {
 		if f[1] != "" {

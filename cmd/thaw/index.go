@@ -24,12 +24,12 @@ import (
 func newIndexCommand(g *globalOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "index",
-		Short: "Make, inspect and verify the index of an image",
-		Long: `Make, inspect and verify the index of an image. None of these needs root, a daemon
+		Short: "Make, inspect, verify and sign the index of an image",
+		Long: `Make, inspect, verify and sign the index of an image. None of these needs root, a daemon
 or a mount.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g))
+	cmd.AddCommand(newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g), newIndexSignCommand(g))
 	return cmd
 }
 

@@ -45,6 +45,11 @@ type Config struct {
 	Insecure []string `toml:"insecure"`
 	// Mirrors maps a registry host to base URLs that are asked before it.
 	Mirrors map[string][]string `toml:"mirrors"`
+	// Trust says which indexes are taken: any, local (built on this node) or
+	// signed (with TrustKey, and local ones).
+	Trust string `toml:"trust"`
+	// TrustKey is the file of a public key in PEM, for signed.
+	TrustKey string `toml:"trust-key"`
 	// MaxMemory is what the daemon's memory aims at, its buffers included; empty:
 	// the daemon's default.
 	MaxMemory Size `toml:"max-memory"`
@@ -71,7 +76,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 
 // Default returns the defaults.
 func Default() Config {
-	return Config{Root: DefaultRoot, Mount: "auto", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
+	return Config{Root: DefaultRoot, Mount: "auto", Trust: "any", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
 		ReadTimeout: Duration(time.Minute)}
 }
 

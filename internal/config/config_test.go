@@ -27,6 +27,8 @@ grace = "2s"
 read-timeout = "90s"
 insecure = ["registry.local:5000"]
 max-memory = "64MB"
+trust = "signed"
+trust-key = "/etc/thaw/key.pub"
 [mirrors]
 "docker.io" = ["https://mirror.example"]
 [cache]
@@ -35,7 +37,8 @@ min-free = "10%"
 `, func(c *Config) {
 			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
 				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Insecure: []string{"registry.local:5000"},
-				Mirrors:   map[string][]string{"docker.io": {"https://mirror.example"}},
+				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}},
+				Trust:   "signed", TrustKey: "/etc/thaw/key.pub",
 				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}}}
 		}, ""},
 		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},

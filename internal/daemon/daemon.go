@@ -36,6 +36,7 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 	"github.com/thaw-project/thaw/internal/systemd"
+	"github.com/thaw-project/thaw/internal/trust"
 )
 
 // Config of a daemon.
@@ -54,6 +55,8 @@ type Config struct {
 	MaxMemory        int64    // that the process aims at; its buffers get a part of it
 	Insecure         []string // hosts that may be spoken to in plain http
 	Mirrors          map[string][]string
+	Trust            string     // which indexes are taken: trust.Any, trust.Local or trust.Signed
+	TrustKey         *trust.Key // for trust.Signed
 	// Keeper is the command that runs keeper.Run for Root.
 	Keeper []string
 	// Restart is the command that starts a daemon like this one; empty: the

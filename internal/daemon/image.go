@@ -19,6 +19,7 @@ import (
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/registry"
+	"github.com/thaw-project/thaw/internal/trust"
 )
 
 // image is an image with the index that it is mounted by.
@@ -213,7 +214,9 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 		return indexstore.ErrNotFound
 	}
 	if local, err := d.indexes.Get(img.digest); err == nil {
-		err := img.adopt(local.Manifest, local.Head)
+		if err = d.trusts(local); err == nil {
+			err = img.adopt(local.Manifest, local.Head)
+		}
 		if err == nil {
 			img.origin = originStored
 			if local.Local {
@@ -254,6 +257,10 @@ func (d *Daemon) windowsHere(img *image) bool {
 const maxReferrers = 8
 
 func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
+	if d.cfg.Trust == trust.Local {
+		t.warn("%s is brought whole: only indexes that this node built are trusted here (trust = %q)", img.ref, d.cfg.Trust)
+		return indexstore.ErrNotFound
+	}
 	found, err := img.repo.Referrers(ctx, img.digest, index.ArtifactType)
 	if err != nil && t.req.Index == api.IndexRequire {
 		return fmt.Errorf("look for the index of %s: %w", img.ref, err)
@@ -308,9 +315,15 @@ func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) e
 	if err := img.adopt(manifest, head); err != nil {
 		return err
 	}
+	proof, err := d.fetchProof(ctx, img, desc.Digest)
+	if err != nil {
+		return err
+	}
 	// Kept while the start goes on: the disk is slower than the mount.
 	img.kept = make(chan error, 1)
-	d.wg.Go(func() { img.kept <- d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head}) })
+	d.wg.Go(func() {
+		img.kept <- d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head, Proof: proof})
+	})
 	return nil
 }
 
@@ -371,8 +384,7 @@ func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
 
 func (d *Daemon) withoutIndex(ctx context.Context, t *task, img *image) error {
 	if t.req.Index == api.IndexRequire {
-		return api.Errorf(api.CodeNoIndex, fmt.Sprintf("make one with: thaw index build --push %s", t.req.Image),
-			"image %s has no index, here or in its registry", img.ref)
+		return d.noIndex(t.req.Image, img)
 	}
 	return t.phase("pull", func() (string, error) { return "", d.ingest(ctx, t, img) })
 }

@@ -31,7 +31,7 @@ var floors = []struct {
 		"./internal/trace"}},
 	{"index", []string{"./internal/index"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/systemd"}},
-	{"engines", []string{"./internal/hydrate", "./internal/indexer", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
+	{"engines", []string{"./internal/hydrate", "./internal/indexer", "./internal/trust", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab"}},
 	{"measuring", []string{"./internal/bench", "./internal/bench/containerd"}},

@@ -72,6 +72,7 @@ type record struct {
 	Manifest []byte        `json:"manifest"` // the artifact manifest
 	Head     digest.Digest `json:"head"`     // of the head blob
 	Local    bool          `json:"local"`    // built on this node from the layers themselves
+	Proof    []byte        `json:"proof,omitempty"`
 }
 
 // Image is an index as the store has it.
@@ -79,7 +80,8 @@ type Image struct {
 	Digest   digest.Digest // of Manifest
 	Manifest []byte
 	Head     []byte
-	Local    bool // built on this node from the layers themselves
+	Local    bool   // built on this node from the layers themselves
+	Proof    []byte // why it may be trusted, kept as it is given
 }
 
 // Get returns the index of the image with the given manifest digest, which is to
@@ -113,7 +115,7 @@ func (s *Store) Peek(image digest.Digest) (*Image, error) {
 	if err != nil || digest.FromBytes(head) != r.Head {
 		return nil, ErrNotFound
 	}
-	return &Image{Digest: r.Index, Manifest: r.Manifest, Head: head, Local: r.Local}, nil
+	return &Image{Digest: r.Index, Manifest: r.Manifest, Head: head, Local: r.Local, Proof: r.Proof}, nil
 }
 
 // lastUseGrain is how coarse LastUse is, to spare the disk.
@@ -150,7 +152,7 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 	if err := makeDir(dir); err != nil {
 		return fmt.Errorf("store index of image %s: %w", image, err)
 	}
-	r := record{Index: digest.FromBytes(im.Manifest), Manifest: im.Manifest, Head: digest.FromBytes(im.Head), Local: im.Local}
+	r := record{Index: digest.FromBytes(im.Manifest), Manifest: im.Manifest, Head: digest.FromBytes(im.Head), Local: im.Local, Proof: im.Proof}
 	b, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("store index of image %s: %w", image, err)

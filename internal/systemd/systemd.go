@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -25,7 +24,8 @@ const firstFD = 3
 
 // Manager is the service manager of this process.
 type Manager struct {
-	conn *net.UnixConn
+	fd   int // of a socket without a name
+	path *unix.SockaddrUnix
 	log  *slog.Logger
 }
 
@@ -36,12 +36,11 @@ func New(log *slog.Logger) (*Manager, error) {
 	if path == "" {
 		return nil, nil
 	}
-	// "@" begins an abstract name for Go as it does for systemd.
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return nil, fmt.Errorf("connect to service manager: %w", err)
+		return nil, fmt.Errorf("speak to service manager: %w", err)
 	}
-	return &Manager{conn: conn, log: log}, nil
+	return &Manager{fd: fd, path: &unix.SockaddrUnix{Name: path}, log: log}, nil // "@" begins an abstract name here too
 }
 
 // Ready says that the service answers; status is shown to users.
@@ -66,7 +65,11 @@ func (m *Manager) send(state string, fd int) {
 		oob = unix.UnixRights(fd)
 	}
 	// It blocks while the manager's queue is full, and no longer: a datagram is taken as a whole or not at all.
-	if _, _, err := m.conn.WriteMsgUnix([]byte(state), oob, nil); err != nil {
+	err := unix.Sendmsg(m.fd, []byte(state), oob, m.path, 0)
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Sendmsg(m.fd, []byte(state), oob, m.path, 0)
+	}
+	if err != nil {
 		m.log.Error("tell service manager", "state", oneLine(state), "err", err)
 	}
 }
@@ -81,8 +84,8 @@ func Inherited() (map[string]*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take descriptors from service manager: %w", err)
 	}
-	if pid != strconv.Itoa(os.Getpid()) {
-		return nil, nil // they were another process's
+	if count == "" || pid != strconv.Itoa(os.Getpid()) {
+		return nil, nil // there are none, or they were another process's
 	}
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 0 {
