@@ -272,7 +272,7 @@ func (c *chaos) judge(what, err string, begun time.Time, changed bool) {
 	switch {
 	case changed:
 		reason = "unmounted meanwhile"
-	case strings.Contains(err, "input/output error") || strings.Contains(err, "bus error"):
+	case strings.Contains(err, "input/output error"), strings.HasPrefix(what, "exec "): // a program says it as it likes
 		reason = c.spoiltSince(begun)
 	}
 	if reason == "" {
