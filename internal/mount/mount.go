@@ -32,6 +32,11 @@ type Handler interface {
 	Fetch(ctx context.Context, layer digest.Digest, off, n int64) error
 }
 
+// Seen is told of each read of a watched layer, before it is answered: its range, cut to the layer's size, and the
+// process or thread that reads, 0 where the kernel does not say. It is called where all reads of the node are answered, by several goroutines
+// at once, so it does not block.
+type Seen func(layer digest.Digest, off, n int64, pid int)
+
 // Layer is one layer of a mount.
 type Layer struct {
 	// Blob identifies the layer: the digest of its compressed bytes as served.
@@ -43,7 +48,8 @@ type Layer struct {
 	File *os.File
 	// SizeBytes is the tar's size; reads beyond it need nothing.
 	SizeBytes int64
-	// Complete says that every byte is there and synced: nothing needs to watch the file.
+	// Complete says that every byte is there and synced: nothing needs to watch the file. A layer may be complete and be
+	// mounted as one that is not, so that its reads are seen, until Unwatch.
 	Complete bool
 }
 

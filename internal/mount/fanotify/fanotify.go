@@ -51,7 +51,9 @@ type Options struct {
 	Keeper *keeper.Client
 	// Workers is how many fetches run at once; DefaultWorkers when 0.
 	Workers int
-	Log     *slog.Logger
+	// Seen is told of the reads; nil for nobody.
+	Seen mount.Seen
+	Log  *slog.Logger
 }
 
 // Stats count events since the start.
@@ -65,6 +67,7 @@ type Stats struct {
 // Mounter is a mount.Mounter.
 type Mounter struct {
 	handler mount.Handler
+	seen    mount.Seen
 	keeper  *keeper.Client
 	log     *slog.Logger
 	report  report
@@ -100,8 +103,11 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	if opts.Seen == nil {
+		opts.Seen = func(digest.Digest, int64, int64, int) {}
+	}
 	m := &Mounter{
-		handler: opts.Handler, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log},
+		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log},
 		served: make(chan struct{}), mounts: map[string][]digest.Digest{},
 	}
 	m.watches.Store(&map[fileID]*watch{})

@@ -83,6 +83,17 @@ func TestMounter(t *testing.T) {
 	})
 }
 
+func TestSeen(t *testing.T) {
+	testenv.NeedFanotify(t)
+	mounttest.RunSeen(t, func(t *testing.T, h mount.Handler, seen mount.Seen) mount.Mounter {
+		m, err := New(t.Context(), Options{Handler: h, Seen: seen, Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	})
+}
+
 func newMounter(t testing.TB, h mount.Handler, client *keeper.Client) *Mounter {
 	t.Helper()
 	m, err := New(t.Context(), Options{Handler: h, Keeper: client, Log: testLog(t)})

@@ -113,6 +113,7 @@ func (m *Mounter) look(r *request, hasRange bool) (there bool, err error) {
 		return true, nil // at the end there is nothing to read
 	}
 	r.n = min(r.n, w.sizeBytes-r.off)
+	m.seen(w.blob, r.off, r.n, int(r.pid))
 	return m.handler.Have(w.blob, r.off, r.n), nil
 }
 

@@ -58,7 +58,9 @@ type Options struct {
 	Layers []mount.Layer
 	// Workers is how many fetches run at once; DefaultWorkers when 0.
 	Workers int
-	Log     *slog.Logger
+	// Seen is told of the reads, but for those of layers that are passed through; nil for nobody.
+	Seen mount.Seen
+	Log  *slog.Logger
 }
 
 // Stats count reads since the start. Reads of layers that are passed through are not seen.
@@ -72,6 +74,7 @@ type Stats struct {
 // Mounter is a mount.Mounter.
 type Mounter struct {
 	handler mount.Handler
+	seen    mount.Seen
 	log     *slog.Logger
 	report  report
 
@@ -104,12 +107,15 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 	if opts.Workers == 0 {
 		opts.Workers = DefaultWorkers
 	}
+	if opts.Seen == nil {
+		opts.Seen = func(digest.Digest, int64, int64, int) {}
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	readers := max(runtime.GOMAXPROCS(0), 2)
 	m := &Mounter{
-		handler: opts.Handler, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log}, mounts: map[string][]uint64{},
+		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log}, mounts: map[string][]uint64{},
 		fetching: make(chan struct{}, opts.Workers), buffers: make(chan []byte, readers),
 	}
 	for range readers {

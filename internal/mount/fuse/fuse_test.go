@@ -54,6 +54,17 @@ func TestMounter(t *testing.T) {
 	mounttest.Run(t, func(t *testing.T, h mount.Handler) mount.Mounter { return newMounter(t, h) })
 }
 
+func TestSeen(t *testing.T) {
+	testenv.NeedFUSE(t)
+	mounttest.RunSeen(t, func(t *testing.T, h mount.Handler, seen mount.Seen) mount.Mounter {
+		m, err := New(t.Context(), Options{Handler: h, Seen: seen, Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	})
+}
+
 func TestProbe(t *testing.T) {
 	testenv.NeedFUSE(t)
 	dir := t.TempDir()

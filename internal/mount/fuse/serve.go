@@ -22,6 +22,7 @@ import (
 type read struct {
 	unique uint64
 	id     uint64
+	pid    int
 	node   *node
 	off, n int64
 }
@@ -58,7 +59,8 @@ func (m *Mounter) request(request, b []byte) {
 		m.log.Error("FUSE request not understood: its reader waits for a restart", "bytes", len(request))
 		return
 	}
-	r := read{unique: binary.NativeEndian.Uint64(request[8:]), id: binary.NativeEndian.Uint64(request[16:])}
+	r := read{unique: binary.NativeEndian.Uint64(request[8:]), id: binary.NativeEndian.Uint64(request[16:]),
+		pid: int(binary.NativeEndian.Uint32(request[32:]))}
 	if binary.NativeEndian.Uint32(request[4:]) != opRead {
 		var small [maxRequestBytes]byte
 		err := error(unix.EIO)
@@ -111,6 +113,7 @@ func (m *Mounter) look(r *read, off uint64, n uint32) (there bool, err error) {
 	}
 	r.off = int64(off)
 	r.n = min(int64(n), r.node.sizeBytes-r.off)
+	m.seen(r.node.blob, r.off, r.n, r.pid)
 	return r.node.complete.Load() || m.handler.Have(r.node.blob, r.off, r.n), nil
 }
 
