@@ -12,6 +12,9 @@ import (
 // whole.
 const blockBytes = 512
 
+// pageBytes is the unit in which the kernel asks for a layer's bytes.
+const pageBytes = 4096
+
 // File is where a file of an image lies.
 type File struct {
 	Path    string   // from the image's root, without a leading slash
@@ -147,8 +150,9 @@ func (t *Files) find(p string, size int64) (*File, bool) {
 // Map carries a trace over to another image. What is of a file in both, at the
 // same place of the same layer, stays as it is. The rest goes by names: the same
 // bytes of the file at the same path or, where the other image has no such path,
-// of the only file with its base name and size. What the other image does not
-// have is left out. The result names image as its image.
+// of the only file with its base name and size, and all of the pages of the
+// layer that they lie in. What the other image does not have is left out. The
+// result names image as its image.
 func Map(old *Trace, image digest.Digest, oldFiles, newFiles *Files) *Trace {
 	mapped := *old
 	mapped.Image = image
@@ -166,7 +170,8 @@ func Map(old *Trace, image digest.Digest, oldFiles, newFiles *Files) *Trace {
 			}
 			for _, part := range oldFiles.Split(a.Layer, here.Offset, here.Length) {
 				for _, e := range newFiles.same(oldFiles, part) {
-					add(a, e.Layer, e.Offset, e.Length)
+					begin := e.Offset &^ (pageBytes - 1)
+					add(a, e.Layer, begin, (e.Offset+e.Length+pageBytes-1)&^(pageBytes-1)-begin)
 				}
 			}
 		}

@@ -74,7 +74,8 @@ func TestMap(t *testing.T) {
 	for _, a := range got.Accesses {
 		have = append(have, rng{a.Layer, a.Offset, a.Length})
 	}
-	want := []rng{{layerC, 10240, 2048}, {layerC, 512, 1024}, {layerA, 2048, 512}, {layerC, 20480, 1024}}
+	// Whole pages of the new layer.
+	want := []rng{{layerC, 8192, 4096}, {layerC, 0, 4096}, {layerA, 2048, 512}, {layerC, 20480, 4096}}
 	if diff := cmp.Diff(want, have); diff != "" {
 		t.Error(diff)
 	}
