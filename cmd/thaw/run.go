@@ -42,6 +42,7 @@ type runOptions struct {
 	timeline      bool
 	timelineFile  string
 	exitWhenReady bool
+	record        bool
 }
 
 func newRunCommand(g *globalOptions) *cobra.Command {
@@ -88,6 +89,7 @@ cannot be executed, 127 its command was not found, 124 it was not --ready in tim
 	f.BoolVar(&opts.timeline, "timeline", false, "print when each phase of the start was over, and what it cost")
 	f.StringVar(&opts.timelineFile, "timeline-file", "", "write the timeline as JSON to this file")
 	f.BoolVar(&opts.exitWhenReady, "exit-when-ready", false, "stop the container once it is ready (with --ready), or started")
+	f.BoolVar(&opts.record, "record", true, "record what the container reads until it is ready, for thaw trace (default by the configuration)")
 	complete(cmd, "network", container.NetworkHost, container.NetworkNone)
 	return cmd
 }
@@ -109,9 +111,19 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 		return err
 	}
 	req.Container, req.Runtime = opts.name, spec.Runtime
+	cfg, err := g.load()
+	if err != nil {
+		return err
+	}
+	if !cmd.Flags().Changed("record") {
+		opts.record = cfg.Record
+	}
 	c, err := g.connect(cmd.Context())
 	if err != nil {
 		return &exitError{container.CodeNotStarted, err}
+	}
+	if opts.record {
+		req.Record = &api.Record{Entrypoint: spec.Entrypoint, Args: spec.Args, Age: time.Since(begun), Ready: opts.ready != ""}
 	}
 	p := newProgress(cmd.ErrOrStderr(), image)
 	m, err := c.Mount(cmd.Context(), req, p.event)
@@ -211,6 +223,7 @@ type runner struct {
 	client *api.Client
 	mount  *api.Mount
 	line   *timeline
+	times  api.Times // only those that have passed are set; of the goroutine that marks them
 }
 
 // run starts the container, follows it to its end and takes its mount away.
@@ -221,8 +234,8 @@ func (r *runner) run(spec container.Options) (code int, err error) {
 	}
 	spec.ID, spec.Bundle, spec.Rootfs, spec.Config = r.mount.ID, r.mount.Bundle, r.mount.Dir, config.Config
 	spec.Stdin, spec.Stdout, spec.Stderr = r.cmd.InOrStdin(), r.cmd.OutOrStdout(), r.cmd.ErrOrStderr()
-	spec.Created = func(t time.Time) { r.line.mark(phaseCreate, t) }
-	spec.Started = func(t time.Time) { r.line.mark(phaseStart, t) }
+	spec.Created = func(t time.Time) { r.mark(phaseCreate, t) }
+	spec.Started = func(t time.Time) { r.mark(phaseStart, t) }
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
 	defer signal.Stop(signals)
@@ -236,6 +249,7 @@ func (r *runner) run(spec container.Options) (code int, err error) {
 		started(t)
 		go func() {
 			defer close(watched)
+			r.tell(ctx)
 			r.watch(ctx, stop)
 		}()
 	}
@@ -280,7 +294,8 @@ func (r *runner) watch(ctx context.Context, stop context.CancelCauseFunc) {
 			stop(errNotReady)
 			return
 		}
-		r.line.mark(phaseReady, time.Now())
+		r.mark(phaseReady, time.Now())
+		r.tell(ctx)
 	}
 	r.snapshot(ctx)
 	if r.opts.exitWhenReady {
@@ -288,6 +303,28 @@ func (r *runner) watch(ctx context.Context, stop context.CancelCauseFunc) {
 		return
 	}
 	r.follow(ctx)
+}
+
+// mark notes when a phase was over.
+func (r *runner) mark(phase string, at time.Time) {
+	r.line.mark(phase, at)
+	d := at.Sub(r.line.begun)
+	switch phase {
+	case phaseCreate:
+		r.times.Created = d
+	case phaseStart:
+		r.times.Started = d
+	case phaseReady:
+		r.times.Ready = d
+	}
+}
+
+// tell tells the daemon, for its recording, what was marked. A daemon that died
+// meanwhile has none.
+func (r *runner) tell(ctx context.Context) {
+	if r.mount.Recording {
+		_ = r.client.Tell(ctx, r.mount.ID, r.times)
+	}
 }
 
 // snapshot notes what the start has cost so far and prints the timeline.

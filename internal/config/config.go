@@ -40,6 +40,9 @@ type Config struct {
 	Grace Duration `toml:"grace"`
 	// ReadTimeout is how long a read of what is not here waits for its registry.
 	ReadTimeout Duration `toml:"read-timeout"`
+	// Record says whether starts are recorded: what a container reads until it is
+	// ready.
+	Record bool `toml:"record"`
 	// Insecure lists registry hosts (host or host:port) that may be spoken to in
 	// plain http; this machine always may.
 	Insecure []string `toml:"insecure"`
@@ -77,7 +80,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // Default returns the defaults.
 func Default() Config {
 	return Config{Root: DefaultRoot, Mount: "auto", Trust: "any", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
-		ReadTimeout: Duration(time.Minute)}
+		ReadTimeout: Duration(time.Minute), Record: true}
 }
 
 // Load returns the defaults, overridden by the file at path and then by

@@ -25,6 +25,7 @@ background = "20MB"
 idle-exit = "5m"
 grace = "2s"
 read-timeout = "90s"
+record = false
 insecure = ["registry.local:5000"]
 max-memory = "64MB"
 trust = "signed"
@@ -36,7 +37,7 @@ max-size = "50GB"
 min-free = "10%"
 `, func(c *Config) {
 			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
-				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Insecure: []string{"registry.local:5000"},
+				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Record: false, Insecure: []string{"registry.local:5000"},
 				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}},
 				Trust:   "signed", TrustKey: "/etc/thaw/key.pub",
 				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}}}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -23,6 +24,10 @@ var runtimes = []string{"crun", "runc"}
 
 // cgroupParent is the cgroup all containers lie in.
 const cgroupParent = "/thaw"
+
+// Cgroup is the path of a container's cgroup in every hierarchy, from where this
+// process's lies.
+func Cgroup(id, bundle string) string { return path.Join(cgroupParent, cgroupName(id, bundle)) }
 
 // cgroupName is a container's cgroup in there. Containers of two state
 // directories may have one name, but not one bundle.

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -49,7 +50,7 @@ func Spec(opts Options) (*specs.Spec, error) {
 	if err := opts.check(); err != nil {
 		return nil, err
 	}
-	args := command(opts)
+	args := Command(opts.Config, opts.Entrypoint, opts.Args)
 	if len(args) == 0 {
 		return nil, fmt.Errorf("container %s has no command: the image names none and none is given", opts.ID)
 	}
@@ -78,7 +79,7 @@ func Spec(opts Options) (*specs.Spec, error) {
 		Mounts:   mounts,
 		Linux: &specs.Linux{
 			Namespaces:    namespaces(opts.Network),
-			CgroupsPath:   path.Join(cgroupParent, cgroupName(opts.ID, opts.Bundle)),
+			CgroupsPath:   Cgroup(opts.ID, opts.Bundle),
 			Resources:     resources(opts),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
@@ -90,13 +91,13 @@ func Spec(opts Options) (*specs.Spec, error) {
 	return spec, nil
 }
 
-// command is the image's with what the user put in the place of its parts.
-func command(opts Options) []string {
-	entrypoint, args := opts.Entrypoint, opts.Args
+// Command is what runs in a container: the image's command with what the user
+// put in the place of its parts, as in Options.
+func Command(config v1.ImageConfig, entrypoint, args []string) []string {
 	if entrypoint == nil {
-		entrypoint = opts.Config.Entrypoint
+		entrypoint = config.Entrypoint
 		if args == nil {
-			args = opts.Config.Cmd
+			args = config.Cmd
 		}
 	}
 	return slices.Concat(entrypoint, args)

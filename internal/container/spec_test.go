@@ -27,7 +27,7 @@ func TestCommand(t *testing.T) {
 		{"entrypoint cleared", []string{}, []string{"x"}, []string{"x"}},
 	}
 	for _, c := range cases {
-		got := command(Options{Config: image, Entrypoint: c.entrypoint, Args: c.args})
+		got := Command(image, c.entrypoint, c.args)
 		if diff := cmp.Diff(c.want, got); diff != "" {
 			t.Errorf("%s: %s", c.name, diff)
 		}

@@ -95,7 +95,7 @@ func (d *Daemon) remove(ctx context.Context, name string) ([]layerstore.Info, er
 		return nil, err
 	}
 	if stored != nil {
-		if err := d.dropIndex(stored.Digest); err != nil {
+		if err := errors.Join(d.dropIndex(stored.Digest), d.dropTraces(stored.Digest)); err != nil {
 			return nil, err
 		}
 	}

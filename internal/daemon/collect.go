@@ -15,6 +15,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/tracestore"
 )
 
 const (
@@ -24,6 +25,10 @@ const (
 	// looseIndexAge is how long a layer's index is kept that belongs to no image's:
 	// another process may be making that.
 	looseIndexAge = time.Hour
+	// traceAge is how long after its last run a trace is kept of an image that is
+	// not known any more: should it be started again, nothing of it is here, and
+	// the trace, of some KiB, says what to fetch first.
+	traceAge = 30 * 24 * time.Hour
 )
 
 // gc removes the layers that no mount uses and no image pins, forgets the images
@@ -59,7 +64,8 @@ func (d *Daemon) gc(ctx context.Context) ([]layerstore.Info, error) {
 		return removed, err
 	}
 	d.indexes.Sweep()
-	return removed, d.collectMetadata()
+	old := func(k tracestore.Key) bool { return !remembered[k.Image] && time.Since(d.traces.LastRun(k)) > traceAge }
+	return removed, errors.Join(d.collectTraces(old), d.collectMetadata())
 }
 
 // unlessUsed calls remove unless an image of which used is true is in use, or was

@@ -36,6 +36,7 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 	"github.com/thaw-project/thaw/internal/systemd"
+	"github.com/thaw-project/thaw/internal/tracestore"
 	"github.com/thaw-project/thaw/internal/trust"
 )
 
@@ -85,6 +86,9 @@ type Daemon struct {
 	keeper   *keeper.Client    // nil in eager mode
 	mounter  lazyMounter       // nil in eager mode
 	fanotify *fanotify.Mounter // the same, where it is one
+
+	recorder recorder
+	traces   *tracestore.Store
 
 	checking   sync.Mutex // held while an index is compared with its layers
 	collecting sync.Mutex // held while small files are collected; taken before mu
@@ -149,6 +153,9 @@ func Run(ctx context.Context, cfg Config) error {
 	defer store.Close()
 	sweepTemporary(filepath.Join(cfg.Root, "images"), filepath.Join(cfg.Root, "metadata"))
 	if d.indexes, err = indexstore.Open(filepath.Join(cfg.Root, "index")); err != nil {
+		return err
+	}
+	if d.traces, err = tracestore.Open(filepath.Join(cfg.Root, "traces"), d.log); err != nil {
 		return err
 	}
 	if err := group.LimitFiles(); err != nil {

@@ -254,11 +254,7 @@ func (d *Daemon) layerFinished(l *layer, err error) {
 		l.fail(err)
 		return
 	}
-	if d.mounter != nil {
-		if err := d.mounter.Unwatch(l.blob); err != nil {
-			d.log.Error("stop watching layer", "layer", l.blob, "err", err)
-		}
-	}
+	d.unwatch(l)
 	if !l.known {
 		d.log.Info("layer is complete", "layer", l.blob)
 	}

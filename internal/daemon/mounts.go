@@ -53,6 +53,10 @@ type mounted struct {
 	cancel  context.CancelFunc
 	gone    chan struct{} // closed when it is unmounted
 
+	asked     time.Time // when the mount was asked for
+	cgroup    string    // of its container
+	recording atomic.Pointer[recording]
+
 	completed chan struct{} // closed when complete, or when it cannot be
 
 	mu         sync.Mutex // guards what follows
@@ -93,6 +97,7 @@ func (d *Daemon) newID(wanted string) (id, dir string, err error) {
 
 // mount makes a mount for the process pid.
 func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid int) (*mounted, error) {
+	asked := time.Now()
 	mode, err := d.modeFor(req.Mode)
 	if err != nil {
 		return nil, err
@@ -118,7 +123,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
-	m := &mounted{img: img, dir: dir, gone: make(chan struct{}), completed: make(chan struct{})}
+	m := &mounted{img: img, dir: dir, asked: asked, gone: make(chan struct{}), completed: make(chan struct{})}
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
@@ -155,6 +160,9 @@ func (d *Daemon) adopt(m *mounted) {
 	d.mounts[m.ID] = m
 	d.mu.Unlock()
 	d.wg.Go(func() { d.followCompletion(ctx, m) })
+	if rec := m.recording.Load(); rec != nil {
+		d.wg.Go(func() { d.followRecording(ctx, m, rec) })
+	}
 	if m.Pid != 0 {
 		d.wg.Go(func() { d.followProcess(ctx, m) })
 	}
@@ -185,6 +193,7 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 		if err := use(); err != nil {
 			return "", err
 		}
+		d.startRecording(m)
 		path, err := metadata()
 		if err != nil {
 			return "", err
@@ -244,7 +253,12 @@ func (d *Daemon) mountErofs(ctx context.Context, m *mounted, metadata string) er
 		}
 		return mount.EROFS(metadata, paths, m.ImageDir)
 	}
-	return d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: specLayers(m.layers)})
+	layers := specLayers(m.layers)
+	for i := range layers {
+		// A recording wants to see all reads.
+		layers[i].Complete = layers[i].Complete && !m.recorded()
+	}
+	return d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: layers})
 }
 
 func specLayers(layers []*layer) []mount.Layer {
@@ -443,6 +457,7 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 	if m.BootID != "" && m.BootID != bootID() {
 		return m.forget() // what is mounted there now is somebody else's
 	}
+	d.keepTrace(d.forgetReader(m))
 	errs := []error{d.stopContainer(ctx, m.record, m.dir)}
 	if m.Writable {
 		_, err := mount.Unmount(ctx, m.path("rootfs"))

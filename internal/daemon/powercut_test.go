@@ -22,6 +22,7 @@ import (
 	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/powercut"
 	"github.com/thaw-project/thaw/internal/testenv"
+	"github.com/thaw-project/thaw/internal/tracestore"
 )
 
 const otherBoot = "11111111-2222-4333-8444-555555555555"
@@ -38,6 +39,9 @@ func openDaemon(t testing.TB, root string) *Daemon {
 	}
 	t.Cleanup(func() { d.store.Close() })
 	if d.indexes, err = indexstore.Open(filepath.Join(root, "index")); err != nil {
+		t.Fatal(err)
+	}
+	if d.traces, err = tracestore.Open(filepath.Join(root, "traces"), d.log); err != nil {
 		t.Fatal(err)
 	}
 	return d

@@ -190,6 +190,8 @@ func (d *Daemon) recoverMounts(records []*mounted, path string, k *keeper.Client
 			dead = append(dead, m)
 			continue
 		}
+		m.Request.Record = nil // its begin was not seen
+		d.startRecording(m)
 		d.adopt(m)
 		d.log.Info("took mount over", "mount", m.ID, "image", m.Request.Image)
 	}
@@ -204,7 +206,7 @@ func (d *Daemon) recoverMounts(records []*mounted, path string, k *keeper.Client
 // makeMounter starts to answer the readers of what is mounted.
 func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) error {
 	if path == api.ModeFUSE {
-		opts := fuse.Options{Handler: &d.layers, Keeper: k, Log: d.log}
+		opts := fuse.Options{Handler: &d.layers, Seen: d.recorder.seen, Keeper: k, Log: d.log}
 		for _, m := range alive {
 			if m.Mode == path {
 				opts.Layers = append(opts.Layers, specLayers(m.layers)...)
@@ -217,7 +219,7 @@ func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) er
 		d.mounter = mounter
 		return nil
 	}
-	mounter, err := fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Keeper: k, Log: d.log})
+	mounter, err := fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Seen: d.recorder.seen, Keeper: k, Log: d.log})
 	if err != nil {
 		return fmt.Errorf("watch layers: %w", err)
 	}

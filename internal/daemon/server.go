@@ -52,12 +52,17 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST /v1/upgrade", d.serveUpgrade)
 	mux.HandleFunc("POST /v1/mounts", d.serveMount)
 	mux.HandleFunc("GET /v1/mounts/{id}", d.serveInspect)
+	mux.HandleFunc("POST /v1/mounts/{id}/times", d.serveTimes)
 	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
 	mux.HandleFunc("POST /v1/pull", d.servePull)
 	mux.HandleFunc("GET /v1/layers", d.serveLayers)
 	mux.HandleFunc("DELETE /v1/layers", d.serveRemove)
 	mux.HandleFunc("POST /v1/gc", d.serveGC)
 	mux.HandleFunc("DELETE /v1/pins", d.serveUnpin)
+	mux.HandleFunc("GET /v1/traces", d.serveTraces)
+	mux.HandleFunc("GET /v1/trace", d.serveTrace)
+	mux.HandleFunc("GET /v1/trace/file", d.serveTraceFile)
+	mux.HandleFunc("DELETE /v1/traces", d.serveRemoveTrace)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		cred, ok := r.Context().Value(peerKey{}).(*unix.Ucred)
 		if !ok || cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
@@ -196,6 +201,21 @@ func (d *Daemon) serveInspect(w http.ResponseWriter, r *http.Request) {
 	answer(w, d.describe(m, false), nil)
 }
 
+func (d *Daemon) serveTimes(w http.ResponseWriter, r *http.Request) {
+	m := d.find(r.PathValue("id"))
+	if m == nil {
+		writeError(w, api.Errorf(api.CodeNotFound, "", "there is no mount %q", r.PathValue("id")))
+		return
+	}
+	var t api.Times
+	if err := json.NewDecoder(r.Body).Decode(&t); err != nil {
+		writeError(w, api.Errorf(api.CodeInvalid, "", "decode request: %v", err))
+		return
+	}
+	m.tell(t)
+	answer(w, struct{}{}, nil)
+}
+
 // wait returns when a mount is complete, cannot be, or is gone, and when giveUp
 // returns an error.
 func (m *mounted) wait(ctx context.Context, giveUp func() error) {
@@ -300,7 +320,7 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 // describe says how a mount is now.
 func (d *Daemon) describe(m *mounted, config bool) *api.Mount {
 	out := &api.Mount{ID: m.ID, Image: m.img.ref.String(), Manifest: m.Manifest, Dir: m.ImageDir, Mode: m.Mode, Index: m.Origin,
-		Pid: m.Pid, Created: m.Created, Phases: m.Committed, Stats: m.stats()}
+		Pid: m.Pid, Created: m.Created, Phases: m.Committed, Recording: m.recorded(), Stats: m.stats()}
 	if m.Mode == d.mode {
 		out.ModeReason = d.modeReason
 	}

@@ -62,6 +62,24 @@ type MountRequest struct {
 	// asked is gone.
 	Runtime   string `json:"runtime,omitempty"`
 	Container string `json:"container,omitempty"`
+	// Record asks for a recording of what the container reads until it is ready
+	// and shortly after; nil: none.
+	Record *Record `json:"record,omitempty"`
+}
+
+// Record says what is recorded.
+type Record struct {
+	Entrypoint []string      `json:"entrypoint"` // nil: the image's
+	Args       []string      `json:"args"`       // nil: the image's
+	Age        time.Duration `json:"ageNs"`      // of the run, when it asks
+	Ready      bool          `json:"ready"`      // it will be told when the container is ready
+}
+
+// Times are when phases of a run were over, since its begin; 0: not yet.
+type Times struct {
+	Created time.Duration `json:"createdNs,omitempty"`
+	Started time.Duration `json:"startedNs,omitempty"`
+	Ready   time.Duration `json:"readyNs,omitempty"`
 }
 
 // Phase is a part of a start with its limits.
@@ -86,6 +104,7 @@ type Mount struct {
 	Pid        int             `json:"pid,omitempty"`        // whose end is the mount's end
 	Created    time.Time       `json:"created"`
 	Phases     []Phase         `json:"phases,omitempty"`
+	Recording  bool            `json:"recording,omitempty"` // its reads are being recorded
 	Stats      Stats           `json:"stats"`
 }
 
@@ -210,6 +229,37 @@ type Pulled struct {
 	ImageBytes int64         `json:"imageBytes"`
 	Index      string        `json:"index"`
 	Fetched    int64         `json:"fetchedBytes"`
+}
+
+// TraceInfo is what starts of an image with one command have read, in numbers.
+type TraceInfo struct {
+	ID       string        `json:"id"`
+	Image    string        `json:"image"` // as the newest run named it
+	Manifest digest.Digest `json:"manifest"`
+	Command  []string      `json:"command"`
+	Runs     int           `json:"runs"`
+	Accesses int           `json:"accesses"` // of the merged trace
+	Bytes    int64         `json:"bytes"`
+	Ready    time.Duration `json:"readyNs,omitempty"` // median; 0: never told
+	Created  time.Time     `json:"created"`           // end of the newest run
+}
+
+// Trace is that with the reads, in order.
+type Trace struct {
+	TraceInfo
+	Reads []TraceRead `json:"reads"`
+}
+
+// TraceRead is a part of a file that was read, or where it is not known which
+// file that is, of a layer.
+type TraceRead struct {
+	Path   string        `json:"path,omitempty"` // from the image's root, with a leading slash
+	Offset int64         `json:"offset"`         // in the file
+	Bytes  int64         `json:"bytes"`
+	Layer  digest.Digest `json:"layer"`     // of the blob
+	Tar    int64         `json:"offsetTar"` // in the uncompressed layer
+	At     time.Duration `json:"atNs"`      // since the begin of the run
+	Phase  string        `json:"phase"`     // that had begun
 }
 
 // Errorf makes an error with a code.

@@ -179,6 +179,11 @@ func (c *Client) Inspect(ctx context.Context, id string) (*Mount, error) {
 	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id), nil, &m)
 }
 
+// Tell says when phases of a mount's container were over, for its recording.
+func (c *Client) Tell(ctx context.Context, id string, t Times) error {
+	return c.call(ctx, http.MethodPost, "/v1/mounts/"+url.PathEscape(id)+"/times", t, nil)
+}
+
 // WaitComplete returns once every layer of a mount is here and proven, or can
 // not be.
 func (c *Client) WaitComplete(ctx context.Context, id string) (*Mount, error) {
@@ -220,6 +225,40 @@ func (c *Client) Remove(ctx context.Context, name string) ([]Layer, error) {
 // Unpin lets go of what an image or another owner of pins keeps.
 func (c *Client) Unpin(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/pins?name="+url.QueryEscape(name), nil, nil)
+}
+
+// Traces lists what starts have read, by image and command.
+func (c *Client) Traces(ctx context.Context) ([]TraceInfo, error) {
+	var t []TraceInfo
+	return t, c.call(ctx, http.MethodGet, "/v1/traces", nil, &t)
+}
+
+// Trace returns the runs of an image and a command, merged. name is an image or
+// the trace's ID.
+func (c *Client) Trace(ctx context.Context, name string) (*Trace, error) {
+	var t Trace
+	return &t, c.call(ctx, http.MethodGet, "/v1/trace?name="+url.QueryEscape(name), nil, &t)
+}
+
+// TraceFile returns the same as a file of docs/formats/trace.md.
+func (c *Client) TraceFile(ctx context.Context, name string) ([]byte, error) {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/trace/file?name="+url.QueryEscape(name), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("read daemon's answer: %w", err)
+	}
+	return b, nil
+}
+
+// RemoveTrace forgets the runs of an image, or of an image and a command by the
+// trace's ID, and returns what they were.
+func (c *Client) RemoveTrace(ctx context.Context, name string) ([]TraceInfo, error) {
+	var t []TraceInfo
+	return t, c.call(ctx, http.MethodDelete, "/v1/traces?name="+url.QueryEscape(name), nil, &t)
 }
 
 // GC removes the layers that no mount uses and no image pins.
