@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"sync/atomic"
 
@@ -69,6 +70,7 @@ func (g *globalOptions) indexTask(ctx context.Context, image string, plainHTTP b
 
 type indexBuildOptions struct {
 	push, force, plainHTTP, json bool
+	trace                        string
 }
 
 func newIndexBuildCommand(g *globalOptions) *cobra.Command {
@@ -78,7 +80,10 @@ func newIndexBuildCommand(g *globalOptions) *cobra.Command {
 		Short: "Make an image's index in one pass over its layers",
 		Long: `Make an image's index in one pass over its layers and keep it in the local index
 store; with --push also beside the image, where every node finds it. Layers whose
-index is known already are not read again.`,
+index is known already are not read again.
+
+With --trace the index also gets a start-up bundle: what a recorded start read, in
+order, as one blob, which a later start on any node streams in first.`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runIndexBuild(cmd, g, &opts, args[0]) },
 	}
@@ -86,6 +91,7 @@ index is known already are not read again.`,
 	cmd.Flags().BoolVar(&opts.force, "force", false, "read every layer, also those whose index is known")
 	cmd.Flags().BoolVar(&opts.plainHTTP, "plain-http", false, "speak plain http to the image's registry")
 	cmd.Flags().BoolVar(&opts.json, "json", false, "print the result as JSON")
+	cmd.Flags().StringVar(&opts.trace, "trace", "", "make a start-up bundle of the recording in this FILE")
 	return cmd
 }
 
@@ -98,6 +104,9 @@ type builtIndex struct {
 	ImageBytes int64         `json:"imageBytes"`
 	IndexBytes int64         `json:"indexBytes"`
 	HeadBytes  int64         `json:"headBytes"` // of IndexBytes: what a start needs
+	// The start-up bundle is not part of IndexBytes.
+	Bundle      digest.Digest `json:"bundle,omitempty"`
+	BundleBytes int64         `json:"bundleBytes,omitempty"`
 }
 
 func runIndexBuild(cmd *cobra.Command, g *globalOptions, opts *indexBuildOptions, image string) error {
@@ -110,33 +119,67 @@ func runIndexBuild(cmd *cobra.Command, g *globalOptions, opts *indexBuildOptions
 	if err != nil {
 		return err
 	}
-	a := made.Artifact
-	manifest := t.img.ManifestDescriptor.Digest
-	if err := t.store.Put(manifest, &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true}); err != nil {
-		return err
-	}
-	if opts.push {
-		if err := indexer.Push(cmd.Context(), t.repo, a); err != nil {
+	if opts.trace != "" {
+		tr, err := t.loadTrace(opts.trace)
+		if err != nil {
+			return err
+		}
+		if err := t.addBundle(cmd.Context(), made, tr, ""); err != nil {
 			return err
 		}
 	}
-	out := builtIndex{Image: t.img.Reference.String(), Manifest: manifest, Index: a.Descriptor.Digest, Pushed: opts.push,
+	out, err := t.keep(cmd.Context(), made, opts.push)
+	if err != nil {
+		return err
+	}
+	if opts.json {
+		return printJSON(cmd, out)
+	}
+	out.print(cmd.OutOrStdout())
+	return nil
+}
+
+// keep puts an index into the local store, and beside the image where it is to
+// be pushed.
+func (t *indexTask) keep(ctx context.Context, made *indexer.Result, push bool) (*builtIndex, error) {
+	a := made.Artifact
+	manifest := t.img.ManifestDescriptor.Digest
+	if err := t.store.Put(manifest, &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true}); err != nil {
+		return nil, err
+	}
+	if a.Bundle != nil {
+		if err := t.store.PutBundle(manifest, a.Bundle.Digest, a.Bundle.Blob); err != nil {
+			return nil, err
+		}
+	}
+	if push {
+		if err := indexer.Push(ctx, t.repo, a); err != nil {
+			return nil, err
+		}
+	}
+	out := &builtIndex{Image: t.img.Reference.String(), Manifest: manifest, Index: a.Descriptor.Digest, Pushed: push,
 		HeadBytes: int64(len(a.Head)), IndexBytes: int64(len(a.Head) + len(a.Manifest))}
 	for _, l := range a.Layers {
 		out.IndexBytes += int64(len(l.Bytes))
 		out.ImageBytes += l.BlobBytes
 	}
-	if opts.json {
-		return printJSON(cmd, out)
+	if a.Bundle != nil {
+		out.Bundle, out.BundleBytes = a.Bundle.Digest, a.Bundle.Bytes
 	}
+	return out, nil
+}
+
+func (b *builtIndex) print(w io.Writer) {
 	where := "in the local store"
-	if opts.push {
+	if b.Pushed {
 		where = "beside the image"
 	}
-	fmt.Fprintf(cmd.OutOrStdout(), "%s: index %s %s, %s: %.2f %% of the image's %s; a start needs %s of it\n", out.Image, out.Index, where,
-		units.HumanSize(float64(out.IndexBytes)), 100*float64(out.IndexBytes)/float64(max(out.ImageBytes, 1)),
-		units.HumanSize(float64(out.ImageBytes)), units.HumanSize(float64(out.HeadBytes)))
-	return nil
+	fmt.Fprintf(w, "%s: index %s %s, %s: %.2f %% of the image's %s; a start needs %s of it\n", b.Image, b.Index, where,
+		units.HumanSize(float64(b.IndexBytes)), 100*float64(b.IndexBytes)/float64(max(b.ImageBytes, 1)),
+		units.HumanSize(float64(b.ImageBytes)), units.HumanSize(float64(b.HeadBytes)))
+	if b.BundleBytes > 0 {
+		fmt.Fprintf(w, "start-up bundle: %s\n", units.HumanSize(float64(b.BundleBytes)))
+	}
 }
 
 func (t *indexTask) build(ctx context.Context, force bool, p *progress) (*indexer.Result, error) {
@@ -204,11 +247,11 @@ func (t *indexTask) fetch(ctx context.Context, desc v1.Descriptor) (*foundIndex,
 	if err != nil {
 		return nil, err
 	}
-	head, _, err := index.ParseManifest(manifest, t.img.ManifestDescriptor.Digest)
+	m, err := index.ParseManifest(manifest, t.img.ManifestDescriptor.Digest)
 	if err != nil {
 		return nil, err
 	}
-	b, err := t.repo.Blob(ctx, head)
+	b, err := t.repo.Blob(ctx, m.Head)
 	if err != nil {
 		return nil, err
 	}

@@ -58,10 +58,12 @@ type timelinePhase struct {
 
 // timelineCost is what a start had cost at a moment.
 type timelineCost struct {
-	NetworkBytes  int64   `json:"network_bytes"` // all that came from the registry
-	LayerBytes    int64   `json:"layer_bytes"`   // compressed layer bytes among them
-	ImageBytes    int64   `json:"image_bytes"`   // compressed layers of the image
-	SharePercent  float64 `json:"share_percent"` // LayerBytes of ImageBytes
+	NetworkBytes  int64   `json:"network_bytes"`    // all that came from the registry
+	LayerBytes    int64   `json:"layer_bytes"`      // compressed layer bytes among them
+	ImageBytes    int64   `json:"image_bytes"`      // compressed layers of the image
+	SharePercent  float64 `json:"share_percent"`    // LayerBytes of ImageBytes
+	Bundle        string  `json:"bundle,omitempty"` // state of the start-up bundle
+	BundleBytes   int64   `json:"bundle_bytes"`     // of it, among NetworkBytes
 	Requests      int64   `json:"requests"`
 	Waits         int     `json:"waits"` // reads that waited for bytes
 	WaitP50Ms     float64 `json:"wait_p50_ms"`
@@ -125,7 +127,7 @@ func (t *timeline) atEnd(s api.Stats) {
 
 func cost(s api.Stats) *timelineCost {
 	return &timelineCost{NetworkBytes: s.NetworkBytes, LayerBytes: s.FetchedBytes, ImageBytes: s.ImageBytes,
-		SharePercent: min(100*float64(s.FetchedBytes)/float64(max(s.ImageBytes, 1)), 100), Requests: s.Requests,
+		SharePercent: min(100*float64(s.FetchedBytes)/float64(max(s.ImageBytes, 1)), 100), Bundle: s.Bundle, BundleBytes: s.BundleBytes, Requests: s.Requests,
 		Waits: s.Waits, WaitP50Ms: milliseconds(s.WaitP50), WaitP99Ms: milliseconds(s.WaitP99), WaitTotalMs: milliseconds(s.WaitTotal),
 		HereBytes: s.HereBytes, UnpackedBytes: s.UnpackedBytes}
 }
@@ -148,6 +150,9 @@ func (t *timeline) print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "  fetched %s in %d requests: %s of layers, %.1f %% of the image's %s\n", units.HumanSize(float64(c.NetworkBytes)),
 		c.Requests, units.HumanSize(float64(c.LayerBytes)), c.SharePercent, units.HumanSize(float64(c.ImageBytes)))
+	if c.Bundle != "" {
+		fmt.Fprintf(w, "  start-up bundle of %s: %s\n", units.HumanSize(float64(c.BundleBytes)), c.Bundle)
+	}
 	fmt.Fprintf(w, "  %d reads waited: p50 %.1f ms, p99 %.1f ms, %.1f ms of all readers together\n\n", c.Waits, c.WaitP50Ms, c.WaitP99Ms, c.WaitTotalMs)
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/indexstore"
 	"github.com/thaw-project/thaw/internal/layerstore"
 )
@@ -18,7 +19,7 @@ func keepImage(t *testing.T, d *Daemon, name string, local bool) *image {
 	if err := d.indexes.Put(img.digest, &indexstore.Image{Manifest: manifest, Head: head, Local: local}); err != nil {
 		t.Fatal(err)
 	}
-	l, err := d.store.Acquire(t.Context(), layerMeta(&img.head.Layers[0]), nil)
+	l, err := d.store.Acquire(t.Context(), hydrate.StoreMeta(&img.head.Layers[0]), nil)
 	if err == nil {
 		err = l.Release()
 	}

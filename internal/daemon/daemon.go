@@ -96,9 +96,10 @@ type Daemon struct {
 
 	mode, modeReason string
 
-	layers layers
-	heads  heads
-	pulls  flights
+	layers  layers
+	heads   heads
+	bundles bundles
+	pulls   flights
 
 	// mu guards what follows. Taken before no other lock of the daemon.
 	mu       sync.Mutex

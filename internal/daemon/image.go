@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,9 +35,12 @@ type image struct {
 
 	heads  *heads
 	head   *index.Image
-	erofs  string        // metadataName, once head is there; guarded by Daemon.mu
-	index  digest.Digest // of the index' manifest
-	origin string        // of the index: originLocal, ...
+	erofs  string                  // metadataName, once head is there; guarded by Daemon.mu
+	index  digest.Digest           // of the index' manifest
+	origin string                  // of the index: originLocal, ...
+	bundle *index.BundleDescriptor // of the index; nil: none
+	blobs  []digest.Digest         // of its layers
+	run    *bundle                 // joined early, until the mount has it
 
 	kept chan error // gets the outcome of keeping the index; nil when it was kept before
 
@@ -54,6 +58,7 @@ const (
 // set gives an image what was known before.
 func (img *image) set(known *oci.Image) {
 	img.oci, img.digest = known, known.ManifestDescriptor.Digest
+	img.blobs = manifestBlobs(known.ManifestBytes)
 	close(img.resolved)
 }
 
@@ -93,6 +98,7 @@ type task struct {
 
 	image       *image // what Daemon.keepFiles keeps
 	pulledBytes int64  // compressed layer bytes that passed to make the index
+	bundle      bool   // the start-up bundle is of use
 
 	mu   sync.Mutex // guards held and over
 	held []*layerstore.Layer
@@ -160,7 +166,7 @@ func (d *Daemon) resolve(ctx context.Context, t *task) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img.digest = digest.FromBytes(manifest)
+	img.digest, img.blobs = digest.FromBytes(manifest), manifestBlobs(manifest)
 	// The config comes beside the index: both need only the manifest.
 	go func() {
 		defer close(img.resolved)
@@ -269,12 +275,19 @@ func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 		t.warn("the index of %s cannot be looked for, the image is brought whole: %v", img.ref, err)
 		return indexstore.ErrNotFound
 	}
-	for _, desc := range found[:min(len(found), maxReferrers)] {
+	found = found[:min(len(found), maxReferrers)]
+	slices.SortStableFunc(found, func(a, b v1.Descriptor) int { return cmp.Compare(bundleAge(b), bundleAge(a)) })
+	for _, desc := range found {
 		if d.indexes.Quarantined(desc.Digest) {
 			t.warn("index %s of %s was found to lie before and is not used", desc.Digest, img.ref)
 			continue
 		}
+		if hint := index.BundleHint(desc); hint != nil && t.bundle && d.maybeNeeded(img) {
+			img.run = d.joinBundle(img, *hint, true)
+		}
 		if err := d.fetchOne(ctx, img, desc); err != nil {
+			d.leaveBundle(img.run)
+			img.run = nil
 			t.warn("index %s of %s cannot be used: %v", desc.Digest, img.ref, err)
 			d.log.Warn("index cannot be used", "image", img.ref, "index", desc.Digest, "err", err)
 			continue
@@ -283,6 +296,14 @@ func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 		return nil
 	}
 	return indexstore.ErrNotFound
+}
+
+// bundleAge orders indexes: those with a start-up bundle first, the newest first.
+func bundleAge(desc v1.Descriptor) int64 {
+	if hint := index.BundleHint(desc); hint != nil {
+		return max(hint.Created, 1)
+	}
+	return 0
 }
 
 func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) error {
@@ -302,13 +323,13 @@ func (d *Daemon) fetchOne(ctx context.Context, img *image, desc v1.Descriptor) e
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	headDesc, _, err := index.ParseManifest(manifest, img.digest)
+	parsed, err := index.ParseManifest(manifest, img.digest)
 	if err != nil {
 		return err
 	}
 	head := hinted
-	if !ok || headDesc.Digest != hint.Digest {
-		if head, err = img.repo.Blob(ctx, headDesc); err != nil {
+	if !ok || parsed.Head.Digest != hint.Digest {
+		if head, err = img.repo.Blob(ctx, parsed.Head); err != nil {
 			return err
 		}
 	}
@@ -346,6 +367,9 @@ func (img *image) adopt(manifest, head []byte) error {
 		}
 	}
 	img.head, img.index = m, digest.FromBytes(manifest)
+	if parsed, err := index.ParseManifest(manifest, img.digest); err == nil { // without, all else works
+		img.bundle = parsed.Bundle
+	}
 	return nil
 }
 
@@ -370,9 +394,14 @@ func (d *Daemon) prepare(ctx context.Context, t *task) (*image, error) {
 	// The config's error explains more than what comes of it, and no goroutine
 	// outlives the call.
 	if werr := img.wait(); werr != nil {
-		return nil, werr
+		err = werr
+	}
+	if img.run != nil && (err != nil || img.bundle == nil || *img.bundle != img.run.desc) {
+		d.leaveBundle(img.run) // the hint was wrong
+		img.run = nil
 	}
 	if errors.Is(err, indexstore.ErrNotFound) {
+		img.bundle = nil // of an index that could not be used
 		err = d.withoutIndex(ctx, t, img)
 	}
 	if err != nil {

@@ -28,7 +28,10 @@ type layer struct {
 	counter registry.Counter
 	known   bool // was complete when it was taken into use
 
-	users int // guarded by layers.mu
+	// Guarded by layers.mu.
+	users int
+	index digest.Digest // of the image that came first
+	mixed bool          // images with other indexes use it, or did
 
 	mu  sync.Mutex // guards err
 	err error      // why the layer cannot be completed
@@ -151,10 +154,14 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	il := &img.head.Layers[i]
 	d.layers.mu.Lock()
 	defer d.layers.mu.Unlock()
-	meta := layerMeta(il)
+	meta := hydrate.StoreMeta(il)
 	if l := d.layers.get(il.Blob); l != nil {
 		if err := d.sameLayer(ctx, l, meta); err != nil {
 			return nil, err
+		}
+		if l.index != img.index && !l.mixed {
+			l.mixed = true
+			l.store.DropPieces()
 		}
 		l.users++
 		return l, nil
@@ -174,7 +181,7 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		}
 		return nil, err
 	}
-	l := &layer{blob: il.Blob, store: stored, users: 1, known: stored.Complete()}
+	l := &layer{blob: il.Blob, store: stored, users: 1, index: img.index, known: stored.Complete()}
 	data := blobReader{repo: img.repo, desc: img.oci.Layers[i].Descriptor, counter: &l.counter}
 	l.hydrate = d.sched.Add(hydrate.Config{
 		Store: stored, Source: img.source(), Format: il.Format, Spans: il.Spans, Data: data,
@@ -188,15 +195,6 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 	})
 	d.layers.change(func(m map[digest.Digest]*layer) { m[il.Blob] = l })
 	return l, nil
-}
-
-func layerMeta(il *index.ImageLayer) layerstore.Meta {
-	digests := make([][32]byte, len(il.Spans))
-	for i := range il.Spans {
-		digests[i] = il.Spans[i].Digest
-	}
-	return layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
-		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}
 }
 
 // sameLayer refuses to share a layer with an image that describes it otherwise:

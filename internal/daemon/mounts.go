@@ -47,6 +47,7 @@ type mounted struct {
 	dir     string // of the record
 	img     *image
 	layers  []*layer // as the image has them; a layer may stand twice
+	bundle  *bundle  // of the index; may be nil
 	counter registry.Counter
 	base    int64        // compressed bytes that its layers had fetched before
 	pulled  atomic.Int64 // and those that passed to make its index
@@ -113,10 +114,12 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, err
 	}
+	t.bundle = mode != api.ModeEager
 	img, err := d.prepare(ctx, t)
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
+	defer func() { d.leaveBundle(img.run) }() // unless the mount has it
 	if err := d.checkLimits(img.head); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
@@ -234,6 +237,9 @@ func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 	if err := replaceJSON(m.path("image.json"), m.img.stored(false), false); err != nil {
 		return err
 	}
+	if m.img.bundle != nil && m.Mode != api.ModeEager {
+		d.sched.AwaitFeed() // before the layers' background begins
+	}
 	for i := range m.img.head.Layers {
 		l, err := d.use(ctx, m.img, i, nil)
 		if err != nil {
@@ -242,6 +248,7 @@ func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 		m.layers = append(m.layers, l)
 		m.base += l.hydrate.FetchedBytes()
 	}
+	d.startBundle(m)
 	return nil
 }
 
@@ -334,12 +341,14 @@ func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
 	for _, l := range m.layers {
 		err = errors.Join(err, l.failure())
 	}
+	_, lie := m.bundle.status()
 	if m.Origin != originLocal && m.Origin != originBuilt {
 		err = d.checkIndex(ctx, m, err)
 	}
 	if ctx.Err() != nil {
 		return
 	}
+	err = errors.Join(err, lie)
 	m.mu.Lock()
 	m.complete, m.err, m.doneAt = err == nil, err, time.Now()
 	m.mu.Unlock()
@@ -469,6 +478,7 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 		_, err := mount.UnmountEROFS(ctx, m.ImageDir)
 		errs = append(errs, err)
 	}
+	d.leaveBundle(m.bundle)
 	for _, l := range m.layers {
 		d.drop(l)
 	}

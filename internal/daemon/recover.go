@@ -192,6 +192,7 @@ func (d *Daemon) recoverMounts(records []*mounted, path string, k *keeper.Client
 		}
 		m.Request.Record = nil // its begin was not seen
 		d.startRecording(m)
+		d.startBundle(m)
 		d.adopt(m)
 		d.log.Info("took mount over", "mount", m.ID, "image", m.Request.Image)
 	}

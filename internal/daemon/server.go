@@ -388,6 +388,12 @@ func (m *mounted) stats() api.Stats {
 		s.NetworkBytes += l.counter.BytesRead.Load()
 	}
 	s.Outage = m.outage()
+	if b := m.bundle; b != nil {
+		s.Bundle, _ = b.status()
+		s.BundleBytes = b.counter.BytesRead.Load()
+		s.Requests += b.counter.Requests.Load()
+		s.NetworkBytes += s.BundleBytes
+	}
 	h := m.waits()
 	s.FetchedBytes = m.pulled.Load() + h.FetchedBytes - m.base
 	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = h.Waits, h.WaitP50, h.WaitP99, h.WaitTotal

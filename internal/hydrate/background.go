@@ -135,6 +135,10 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, now.Add(retryMost)
 	case l.s.full.err != nil:
 		return nil, l.s.full.again
+	case now.Before(l.s.feedUntil):
+		return nil, l.s.feedUntil
+	case now.Before(l.s.holdUntil) && !l.hurry.Load():
+		return nil, l.s.holdUntil
 	case l.streams():
 		if l.front < len(l.c.Spans) && l.s.streams < maxBackgroundStreams {
 			l.startStream()

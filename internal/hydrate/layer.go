@@ -27,6 +27,7 @@ type Layer struct {
 	wg       sync.WaitGroup
 	waiting  atomic.Int64 // readers in Fetch
 	hurry    atomic.Bool  // somebody waits for the whole layer
+	feed     atomic.Pointer[layerFeed]
 
 	// Guarded by s.mu.
 	stream    bool // cannot be entered in its middle
@@ -118,13 +119,10 @@ func (l *Layer) spanRange(off, n int64) (int, int) {
 
 // Have reports whether [off, off+n) of the layer is here. It never blocks.
 func (l *Layer) Have(off, n int64) bool {
-	first, end := l.spanRange(off, n)
-	for i := first; i < end; i++ {
-		if !l.c.Store.Have(i) {
-			return false
-		}
+	if off < 0 {
+		return true
 	}
-	return true
+	return l.c.Store.HaveRange(off, n)
 }
 
 // Fetch makes [off, off+n) of the uncompressed layer be here, ahead of all
@@ -145,19 +143,37 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 		l.s.waiting.Add(-1)
 		l.stats.wait(start, time.Since(start))
 	}()
-	first, end := l.spanRange(off, n)
-	return l.await(ctx, first, end)
+	if _, frame := l.lastFrame(off, n); frame >= 0 {
+		l.claim(off, n, true) // what the stream will not bring is asked for at once
+		l.awaitFeed(ctx, off, n)
+		if l.Have(off, n) {
+			return nil
+		}
+	}
+	return l.await(ctx, off, n)
 }
 
-// claim returns the flights of all spans of [first, end) that are not here,
-// starting those that nobody has started.
-func (l *Layer) claim(first, end int) []*flight {
+// claim returns the flights of all spans that [off, off+n) needs, starting those
+// that nobody has started. With unfed it leaves those out whose part of the range
+// a stream brings.
+func (l *Layer) claim(off, n int64, unfed bool) []*flight {
+	first, end := l.spanRange(off, n)
+	n = min(n, l.c.Store.Meta().TarBytes-off)
+	needed := make([]bool, end-first)
+	for i := first; i < end; i++ {
+		from := max(off, int64(i)*index.SpanBytes)
+		to := min(off+n, int64(i+1)*index.SpanBytes)
+		needed[i-first] = !l.c.Store.HaveRange(from, to-from)
+		if needed[i-first] && unfed {
+			needed[i-first] = !l.fed(from, to-from)
+		}
+	}
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
 	here := func(i int) bool { return l.c.Store.Have(i) || l.flights[i] != nil }
 	var runs []*run
 	for i := first; i < end; i++ {
-		if !here(i) {
+		if needed[i-first] && !here(i) {
 			runs = l.extend(runs, i)
 		}
 	}
@@ -178,7 +194,7 @@ func (l *Layer) claim(first, end int) []*flight {
 		l.claimRun(r)
 	}
 	for i := first; i < end; i++ {
-		if f := l.flights[i]; f != nil {
+		if f := l.flights[i]; f != nil && needed[i-first] {
 			f.run.promote() // the background may have been first
 			flights = append(flights, f)
 		}

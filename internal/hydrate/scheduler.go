@@ -75,6 +75,9 @@ type Scheduler struct {
 	streams   int // layers that are streamed
 	full      full
 	wake      *sync.Cond // background workers: there may be work
+	feedUntil time.Time  // a feed is under way: nothing of the background before
+	held      time.Time  // since when the background is held back
+	holdUntil time.Time  // and until when, unless somebody waits for a whole layer
 	closed    bool
 }
 
@@ -140,6 +143,16 @@ type Config struct {
 	// store has proven the layer, or has refused it for good. It must not close
 	// the layer or the scheduler.
 	Finished func(err error)
+}
+
+// StoreMeta describes a layer of an index to the layer store.
+func StoreMeta(il *index.ImageLayer) layerstore.Meta {
+	digests := make([][32]byte, len(il.Spans))
+	for i := range il.Spans {
+		digests[i] = il.Spans[i].Digest
+	}
+	return layerstore.Meta{Blob: il.Blob, BlobBytes: il.BlobBytes, DiffID: il.DiffID,
+		TarBytes: il.TarBytes, SpanBytes: il.SpanBytes, SpanDigests: digests}
 }
 
 // Add starts hydrating a layer. A layer that is complete already is finished

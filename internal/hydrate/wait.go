@@ -69,12 +69,13 @@ func (e *ReadError) Hint() string {
 	return "see whether this node reaches the registry; the next read tries again, and --read-timeout is how long it waits"
 }
 
-// await brings spans [first, end) and tries again while their source fails, as
+// await brings [off, off+n) and tries again while their source fails, as
 // long as Options.ReadTimeout.
-func (l *Layer) await(ctx context.Context, first, end int) error {
+func (l *Layer) await(ctx context.Context, off, n int64) error {
 	if l.s.opts.ReadTimeout <= 0 {
-		return l.try(ctx, first, end)
+		return l.try(ctx, off, n)
 	}
+	first, end := l.spanRange(off, n)
 	begun := time.Now()
 	if err := l.wasDenied(first, end, begun); err != nil {
 		return err
@@ -85,7 +86,7 @@ func (l *Layer) await(ctx context.Context, first, end int) error {
 	for rounds := l.rounds(first, end, begun); ; {
 		turn, err := l.turn(ctx)
 		if err == nil {
-			err = l.try(ctx, first, end)
+			err = l.try(ctx, off, n)
 			l.endTurn(turn)
 		}
 		var wrong *index.SpanError
@@ -121,11 +122,11 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// try has the spans fetched once.
-func (l *Layer) try(ctx context.Context, first, end int) error {
+// try has [off, off+n) fetched once.
+func (l *Layer) try(ctx context.Context, off, n int64) error {
 	tick := time.NewTicker(stuckAfter)
 	defer tick.Stop()
-	for _, f := range l.claim(first, end) {
+	for _, f := range l.claim(off, n, false) {
 		for done := false; !done; {
 			select {
 			case <-f.done:

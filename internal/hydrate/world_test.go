@@ -154,6 +154,7 @@ type setup struct {
 	bootID  string
 	answer  func(ctx context.Context, i int, r request, body []byte) (io.Reader, error)
 	windows func(ctx context.Context, i int, r request, body []byte) (io.Reader, error)
+	held    bool // the background is held back when the layer is added
 }
 
 func newWorld(t *testing.T, src *source, o setup) *world {
@@ -179,6 +180,9 @@ func newWorld(t *testing.T, src *source, o setup) *world {
 		o.config(&c)
 	}
 	w.sched = New(o.opts)
+	if o.held {
+		w.sched.AwaitFeed()
+	}
 	w.layer = w.sched.Add(c)
 	t.Cleanup(w.close)
 	return w

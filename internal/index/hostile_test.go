@@ -238,11 +238,12 @@ func TestParseManifest(t *testing.T) {
 	if len(a.Layers) != 1 {
 		t.Errorf("%d blobs, want each once", len(a.Layers))
 	}
-	h, layers, err := ParseManifest(a.Manifest, subject.Digest)
+	parsed, err := ParseManifest(a.Manifest, subject.Digest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(a.HeadDescriptor(), h); d != "" {
+	layers := parsed.Layers
+	if d := cmp.Diff(a.HeadDescriptor(), parsed.Head); d != "" {
 		t.Error(d)
 	}
 	if len(layers) != 2 || layers[0].Digest != lb.Digest || layers[1].Size != int64(len(layer)) {
@@ -254,11 +255,10 @@ func TestParseManifest(t *testing.T) {
 		"other type":    replace(ArtifactType, "application/x"),
 		"other image":   replace(subject.Digest.String(), digest.FromString("other").String()),
 		"no head":       replace(MediaTypeHead, MediaTypeLayer),
-		"no layer":      replace(MediaTypeLayer, "application/x"),
 		"bad digest":    replace(lb.Digest.String(), "sha256:xyz"),
 		"negative size": replace(`"size":`, `"size":-`),
 	} {
-		if _, _, err := ParseManifest(b, subject.Digest); !isCorrupt(err) {
+		if _, err := ParseManifest(b, subject.Digest); !isCorrupt(err) {
 			t.Errorf("%s: error %v", name, err)
 		}
 	}
@@ -368,11 +368,14 @@ func FuzzParseManifest(f *testing.F) {
 	}
 	f.Add(a.Manifest)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, layers, err := ParseManifest(b, subject.Digest)
+		m, err := ParseManifest(b, subject.Digest)
 		if err != nil {
 			return
 		}
-		for _, d := range append(layers, h) {
+		if d := m.Bundle; d != nil && (d.HeaderBytes > d.Bytes || d.HeaderDigest.Validate() != nil) {
+			t.Fatalf("accepted bundle %v", d)
+		}
+		for _, d := range append(m.Layers, m.Head) {
 			if d.Size < 0 || d.Digest.Validate() != nil {
 				t.Fatalf("accepted %v", d)
 			}

@@ -17,6 +17,7 @@ type Artifact struct {
 	Manifest   []byte
 	Head       []byte
 	Layers     []*LayerBlob // each blob once, however often the image has the layer
+	Bundle     *Bundle      // nil: it has none
 }
 
 // NewArtifact makes the artifact of an image's index.
@@ -51,29 +52,51 @@ func NewArtifact(subject v1.Descriptor, image *Image, layers []*LayerBlob) (*Art
 	return a, nil
 }
 
-// ParseManifest reads the manifest of an index of the image subject, and
-// returns the descriptor of its head and of its layers' blobs.
-func ParseManifest(b []byte, subject digest.Digest) (head v1.Descriptor, layers []v1.Descriptor, err error) {
+// Manifest is what the manifest of an index says.
+type Manifest struct {
+	Head   v1.Descriptor
+	Layers []v1.Descriptor   // of the layer blobs, bottom first
+	Bundle *BundleDescriptor // nil: it has none
+}
+
+// ParseManifest reads the manifest of an index of the image subject. Blobs of
+// other media types after the head are left out: a later version may have put
+// them there.
+func ParseManifest(b []byte, subject digest.Digest) (*Manifest, error) {
 	var m v1.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return head, nil, corrupt("manifest", -1, "%v", err)
+		return nil, corrupt("manifest", -1, "%v", err)
 	}
 	if m.ArtifactType != ArtifactType {
-		return head, nil, corrupt("manifest", -1, "artifact type %q, want %q", m.ArtifactType, ArtifactType)
+		return nil, corrupt("manifest", -1, "artifact type %q, want %q", m.ArtifactType, ArtifactType)
 	}
 	if m.Subject == nil || m.Subject.Digest != subject {
-		return head, nil, corrupt("manifest", -1, "it is not about image %s", subject)
+		return nil, corrupt("manifest", -1, "it is not about image %s", subject)
 	}
-	if len(m.Layers) == 0 || len(m.Layers) > maxLayers+1 || m.Layers[0].MediaType != MediaTypeHead {
-		return head, nil, corrupt("manifest", -1, "no head blob")
+	if len(m.Layers) == 0 || len(m.Layers) > maxLayers+maxOther || m.Layers[0].MediaType != MediaTypeHead {
+		return nil, corrupt("manifest", -1, "no head blob")
 	}
+	out := &Manifest{Head: m.Layers[0]}
 	for i, l := range m.Layers {
-		if err := l.Digest.Validate(); err != nil || l.Size < 0 || i > 0 && l.MediaType != MediaTypeLayer {
-			return head, nil, corrupt("manifest", -1, "blob %d is %q of %d bytes, digest %q", i, l.MediaType, l.Size, l.Digest)
+		if err := l.Digest.Validate(); err != nil || l.Size < 0 {
+			return nil, corrupt("manifest", -1, "blob %d is %q of %d bytes, digest %q", i, l.MediaType, l.Size, l.Digest)
+		}
+		switch {
+		case i == 0:
+		case l.MediaType == MediaTypeLayer:
+			out.Layers = append(out.Layers, l)
+		case l.MediaType == MediaTypeBundle && out.Bundle == nil:
+			out.Bundle = bundleOf(l)
 		}
 	}
-	return m.Layers[0], m.Layers[1:], nil
+	if len(out.Layers) > maxLayers {
+		return nil, corrupt("manifest", -1, "%d layers", len(out.Layers))
+	}
+	return out, nil
 }
+
+// maxOther bounds the blobs of a manifest that are not a layer's.
+const maxOther = 16
 
 // annotationHead repeats the head's digest and size on the manifest. Registries
 // copy annotations into their list of referrers, where a reader finds it without

@@ -129,6 +129,11 @@ func Push(ctx context.Context, repo registry.Repository, a *index.Artifact) erro
 			return fmt.Errorf("push index of layer %s: %w", l.Blob, err)
 		}
 	}
+	if a.Bundle != nil {
+		if err := push(a.Bundle.Descriptor(), a.Bundle.Blob); err != nil {
+			return fmt.Errorf("push start-up bundle: %w", err)
+		}
+	}
 	if err := repo.PushManifest(ctx, a.Descriptor.Digest.String(), a.Descriptor.MediaType, a.Manifest); err != nil {
 		return fmt.Errorf("push index manifest: %w", err)
 	}

@@ -138,10 +138,11 @@ func checkPushed(t *testing.T, repo registry.Repository, img *oci.Image, made *R
 	if err != nil || !bytes.Equal(manifest, made.Artifact.Manifest) {
 		t.Fatalf("manifest %s, %v", manifest, err)
 	}
-	headDesc, layers, err := index.ParseManifest(manifest, img.ManifestDescriptor.Digest)
+	parsed, err := index.ParseManifest(manifest, img.ManifestDescriptor.Digest)
 	if err != nil {
 		t.Fatal(err)
 	}
+	headDesc, layers := parsed.Head, parsed.Layers
 	head, err := repo.Blob(t.Context(), headDesc)
 	if err != nil || !bytes.Equal(head, made.Artifact.Head) {
 		t.Errorf("another head came back (%v)", err)

@@ -166,6 +166,30 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 	return nil
 }
 
+// PutBundle keeps a start-up bundle of an image, which has to have an index here.
+func (s *Store) PutBundle(image, bundle digest.Digest, blob []byte) error {
+	if err := writeFile(s.path("images", name(image), name(bundle)), blob); err != nil {
+		return fmt.Errorf("store start-up bundle of image %s: %w", image, err)
+	}
+	return nil
+}
+
+// OpenBundle returns a start-up bundle of an image, or ErrNotFound. Its bytes are
+// not verified here: who reads it believes its pieces one by one.
+func (s *Store) OpenBundle(image, bundle digest.Digest) (*os.File, error) {
+	if image.Validate() != nil || bundle.Validate() != nil {
+		return nil, ErrNotFound
+	}
+	f, err := os.Open(s.path("images", name(image), name(bundle)))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read start-up bundle of image %s: %w", image, err)
+	}
+	return f, nil
+}
+
 // Layer returns the layer blob of an index by the digest of the layer, or
 // ErrNotFound.
 func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {

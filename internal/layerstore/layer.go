@@ -33,8 +33,9 @@ type Layer struct {
 	here    atomic.Int64    // bytes whose bit is set
 	changes atomic.Uint64   // counts changes of have
 
-	complete atomic.Bool // the durable mark is set
-	gone     atomic.Bool // quarantined; set under putMu
+	pieces   atomic.Pointer[pieces] // nil: none
+	complete atomic.Bool            // the durable mark is set
+	gone     atomic.Bool            // quarantined; set under putMu
 	closed   atomic.Bool
 
 	// putMu: readers write spans and set bits, a writer takes bits back.
@@ -122,12 +123,12 @@ func (l *Layer) Complete() bool { return l.complete.Load() }
 // Have reports whether span i is here and right. It takes no lock.
 func (l *Layer) Have(i int) bool { return l.bit(l.have, i) }
 
-// Suspect reports whether span i may be on disk from an earlier run, so that
-// Recheck may save its transfer.
-func (l *Layer) Suspect(i int) bool { return l.bit(l.suspect, i) }
+// Suspect reports whether span i may be on disk, from an earlier run or in
+// pieces, so that Recheck may save its transfer.
+func (l *Layer) Suspect(i int) bool { return l.bit(l.suspect, i) || !l.Have(i) && l.inPieces(i) }
 
-// HaveRange reports whether n bytes of the tar from off on are here; what lies
-// past the end of the tar does not count. It takes no lock.
+// HaveRange reports whether n bytes of the tar from off on are here, as spans or
+// as pieces; what lies past the end of the tar does not count. It takes no lock.
 func (l *Layer) HaveRange(off, n int64) bool {
 	if n <= 0 || off >= l.meta.TarBytes {
 		return true
@@ -139,10 +140,14 @@ func (l *Layer) HaveRange(off, n int64) bool {
 	if n < end-off {
 		end = off + n
 	}
-	for i := off / l.meta.SpanBytes; i*l.meta.SpanBytes < end; i++ {
-		if !l.Have(int(i)) {
+	pieces := l.pieces.Load()
+	for off < end {
+		i := off / l.meta.SpanBytes
+		border := min(end, (i+1)*l.meta.SpanBytes)
+		if !l.Have(int(i)) && (pieces == nil || !pieces.covered(off, border)) {
 			return false
 		}
+		off = border
 	}
 	return true
 }
@@ -203,6 +208,7 @@ func (l *Layer) Put(i int, data []byte) error {
 		}
 		return &WriteError{Layer: l.meta.Blob, Span: i, Path: l.Path(), MissingBytes: int64(len(data) - n), Err: err}
 	}
+	l.comparePieces(i, data)
 	l.put.Add(int64(len(data)))
 	l.believe(i)
 	return nil
@@ -225,7 +231,8 @@ func (l *Layer) forget(which func(i int) bool) (spans int) {
 	defer l.putMu.Unlock()
 	for i := range l.meta.Spans() {
 		if l.Have(i) && which(i) {
-			_, n := l.meta.Span(i)
+			off, n := l.meta.Span(i)
+			l.forgetPieces(off, n)
 			clearBit(l.have, i)
 			l.durable[i>>6] &^= 1 << (i & 63)
 			l.here.Add(-n)
@@ -264,10 +271,15 @@ func (l *Layer) Recheck(i int) (bool, error) {
 	bp := spanBuffers.Get().(*[]byte)
 	defer spanBuffers.Put(bp)
 	buf := grow(bp, n)
+	old := l.bit(l.suspect, i)
 	if hasData(l.file, off, n) {
 		// After a failed write-back the page cache holds, as clean, what the
 		// disk does not: ask the disk.
-		if err := dropCache(l.file, off, n); err != nil {
+		var err error
+		if old {
+			err = dropCache(l.file, off, n)
+		}
+		if err != nil {
 			return false, fmt.Errorf("recheck span %d of layer %s: %w", i, l.meta.Blob, err)
 		}
 		if _, err := l.file.ReadAt(buf, off); err != nil {
@@ -278,6 +290,7 @@ func (l *Layer) Recheck(i int) (bool, error) {
 	}
 	if l.verify(i, buf, "") != nil {
 		clearBit(l.suspect, i)
+		l.doubt(i)
 		return false, nil
 	}
 	l.believe(i)

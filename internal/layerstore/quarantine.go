@@ -98,6 +98,7 @@ func (s *Store) quarantineLocked(l *Layer, reason error) error {
 	if was {
 		return nil
 	}
+	l.DropPieces()
 	l.forget(func(int) bool { return true })
 	r := reasonFile{
 		Version: reasonVersion, Blob: l.meta.Blob, Table: l.meta.TableDigest(), DiffID: l.meta.DiffID,

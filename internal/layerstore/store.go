@@ -232,3 +232,9 @@ func (s *Store) Close() error {
 	}
 	return errors.Join(append(errs, s.lock.Close())...)
 }
+
+// Known reports whether the layer has been on this node; what of it is here is
+// another question.
+func (s *Store) Known(blob digest.Digest) bool {
+	return checkDigest(blob) == nil && exists(s.layerDir(blob))
+}

@@ -73,6 +73,7 @@ func (l *Layer) syncData(sync func(*os.File) error) ([]uint64, error) {
 		snapshot[i] = l.have[i].Load()
 	}
 	if err := sync(l.file); err != nil {
+		l.DropPieces()
 		n := l.forget(func(i int) bool { return l.durable[i>>6]&(1<<(i&63)) == 0 })
 		return nil, fmt.Errorf("sync layer %s (%d spans lost): %w", l.meta.Blob, n, err)
 	}

@@ -39,6 +39,12 @@ const (
 	PullNever   = "never"
 )
 
+// States of a mount's start-up bundle.
+const (
+	BundleStreaming = "streaming"
+	BundleApplied   = "applied"
+)
+
 // ImageRequest names an image and how it is to be had.
 type ImageRequest struct {
 	Image        string `json:"image"`
@@ -110,13 +116,15 @@ type Mount struct {
 
 // Stats says what of a mount's image is here and what that cost.
 type Stats struct {
-	ImageBytes    int64         `json:"imageBytes"`    // compressed layers
-	UnpackedBytes int64         `json:"unpackedBytes"` // of all layers
-	HereBytes     int64         `json:"hereBytes"`     // of UnpackedBytes
-	FetchedBytes  int64         `json:"fetchedBytes"`  // compressed layer bytes fetched since the mount was made
-	Requests      int64         `json:"requests"`      // to the registry, for this mount
-	NetworkBytes  int64         `json:"networkBytes"`  // from the registry for this mount, index and manifests included
-	Waits         int           `json:"waits"`         // reads that waited
+	ImageBytes    int64         `json:"imageBytes"`       // compressed layers
+	UnpackedBytes int64         `json:"unpackedBytes"`    // of all layers
+	HereBytes     int64         `json:"hereBytes"`        // of UnpackedBytes
+	FetchedBytes  int64         `json:"fetchedBytes"`     // compressed layer bytes fetched since the mount was made
+	Bundle        string        `json:"bundle,omitempty"` // state of the start-up bundle: BundleStreaming, BundleApplied, or why it is ignored
+	BundleBytes   int64         `json:"bundleBytes"`      // of it from the registry; mounts by the same index share it
+	Requests      int64         `json:"requests"`         // to the registry, for this mount
+	NetworkBytes  int64         `json:"networkBytes"`     // from the registry for this mount, index and manifests included
+	Waits         int           `json:"waits"`            // reads that waited
 	WaitP50       time.Duration `json:"waitP50Ns"`
 	WaitP99       time.Duration `json:"waitP99Ns"`
 	WaitTotal     time.Duration `json:"waitTotalNs"`

@@ -1,0 +1,363 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	digest "github.com/opencontainers/go-digest"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/hydrate"
+	"github.com/thaw-project/thaw/internal/index"
+	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/oci"
+	"github.com/thaw-project/thaw/internal/registry"
+	"github.com/thaw-project/thaw/internal/startup"
+)
+
+// bundle is a start-up bundle on its way into the layers of an image: one for
+// all mounts by the same index, for as long as there is one.
+type bundle struct {
+	desc    index.BundleDescriptor
+	counter registry.Counter
+	ctx     context.Context
+	cancel  context.CancelFunc
+	open    func(ctx context.Context) (io.ReadCloser, error)
+	done    chan struct{} // closed when nothing more comes by it; also when it never started
+
+	// Guarded by bundles.mu.
+	users   int
+	started bool
+
+	mu    sync.Mutex // guards what follows
+	body  io.ReadCloser
+	state string
+	lie   error
+}
+
+// bundles are those in use, by their digests.
+type bundles struct {
+	mu  sync.Mutex
+	all map[digest.Digest]*bundle
+}
+
+// joinBundle returns the bundle for one more user; its bytes are asked for at
+// once where early says so and nobody has done that yet.
+func (d *Daemon) joinBundle(img *image, desc index.BundleDescriptor, early bool) *bundle {
+	d.bundles.mu.Lock()
+	defer d.bundles.mu.Unlock()
+	b := d.bundles.all[desc.Digest]
+	if b == nil || b.desc != desc {
+		b = &bundle{desc: desc, done: make(chan struct{})}
+		b.ctx, b.cancel = context.WithCancel(d.ctx)
+		b.open = func(ctx context.Context) (io.ReadCloser, error) { return d.readBundle(ctx, img, b) }
+		if d.bundles.all == nil {
+			d.bundles.all = map[digest.Digest]*bundle{}
+		}
+		if d.bundles.all[desc.Digest] == nil {
+			d.bundles.all[desc.Digest] = b
+		}
+		if early {
+			b.body, _ = b.open(b.ctx) // an error comes again when it is read
+		}
+	}
+	b.users++
+	return b
+}
+
+// readBundle reads the blob, from this node or else from beside the image.
+func (d *Daemon) readBundle(ctx context.Context, img *image, b *bundle) (io.ReadCloser, error) {
+	if f, err := d.indexes.OpenBundle(img.digest, b.desc.Digest); err == nil {
+		return f, nil
+	}
+	return registry.Stream(registry.WithCounter(ctx, &b.counter), img.repo, b.desc.Descriptor(), registry.StreamOptions{}), nil
+}
+
+// leaveBundle ends one use of a bundle. After the last one nothing of it goes
+// into any layer any more.
+func (d *Daemon) leaveBundle(b *bundle) {
+	if b == nil {
+		return
+	}
+	d.bundles.mu.Lock()
+	b.users--
+	last, started := b.users == 0, b.started
+	if last && d.bundles.all[b.desc.Digest] == b {
+		delete(d.bundles.all, b.desc.Digest)
+	}
+	d.bundles.mu.Unlock()
+	if !last {
+		return
+	}
+	b.cancel()
+	if started {
+		<-b.done
+	} else if b.body != nil {
+		b.body.Close()
+	}
+}
+
+// maybeNeeded reports whether a start of the image may need its bundle: some
+// layer has never been on this node, as far as is known without looking.
+func (d *Daemon) maybeNeeded(img *image) bool {
+	for _, blob := range img.blobs {
+		if !d.store.Known(blob) {
+			return true
+		}
+	}
+	return false
+}
+
+// startBundle has the bundle of the mount's index brought into its layers, if
+// that is of use and not done already.
+func (d *Daemon) startBundle(m *mounted) {
+	img := m.img
+	m.bundle, img.run = img.run, nil
+	needed := slices.ContainsFunc(m.layers, func(l *layer) bool { return !l.store.Complete() })
+	if img.bundle == nil || !needed || m.Mode == api.ModeEager {
+		d.leaveBundle(m.bundle)
+		m.bundle = nil
+		return
+	}
+	if m.bundle == nil {
+		m.bundle = d.joinBundle(img, *img.bundle, false)
+	}
+	b := m.bundle
+	d.bundles.mu.Lock()
+	start := !b.started
+	b.started = true
+	d.bundles.mu.Unlock()
+	if !start {
+		return
+	}
+	layers := map[digest.Digest]*layer{}
+	for _, l := range m.layers {
+		layers[l.blob] = l
+	}
+	b.set(api.BundleStreaming)
+	d.wg.Go(func() {
+		defer close(b.done)
+		begun := time.Now()
+		ready, err := d.applyBundle(b, m, layers)
+		switch {
+		case b.ctx.Err() != nil:
+			return
+		case err != nil:
+			b.set("ignored: " + err.Error())
+			d.log.Warn("start-up bundle is ignored", "image", img.ref, "bundle", b.desc.Digest, "err", err)
+		default:
+			b.set(api.BundleApplied)
+			d.log.Info("start-up bundle is applied", "image", img.ref, "bundle", b.desc.Digest, "bytes", b.counter.BytesRead.Load(),
+				"took", time.Since(begun).Round(time.Millisecond).String(), "recorded_ready", ready.String())
+		}
+	})
+}
+
+// applyBundle puts a bundle's pieces into the layers. What arrives damaged is
+// asked for once more, past mirrors.
+func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*layer) (ready time.Duration, err error) {
+	body := b.body
+	for try := range 2 {
+		ctx := b.ctx
+		if try > 0 {
+			ctx, body = registry.FromOrigin(ctx), nil
+		}
+		if body == nil {
+			if body, err = b.open(ctx); err != nil {
+				return 0, err
+			}
+		}
+		ready, err = d.streamBundle(ctx, b, m, body, layers)
+		body.Close()
+		var corrupt *startup.CorruptError
+		var piece *layerstore.PieceError
+		if !errors.As(err, &corrupt) && !errors.As(err, &piece) || b.ctx.Err() != nil {
+			return ready, err
+		}
+		d.log.Warn("start-up bundle arrived damaged", "image", m.img.ref, "bundle", b.desc.Digest, "err", err)
+	}
+	return ready, err
+}
+
+func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, body io.Reader, layers map[digest.Digest]*layer) (time.Duration, error) {
+	h, err := d.bundleHeader(m.img, b, body)
+	if err != nil {
+		return 0, err
+	}
+	if err := h.Check(m.img.head); err != nil {
+		return 0, err
+	}
+	ends := make([]int64, len(h.Frames))
+	for i, f := range h.Frames {
+		ends[i] = f.Offset + f.StoredBytes - h.Frames[0].Offset
+	}
+	feed := d.sched.NewFeed(ends)
+	then := time.Now()
+	defer func() { feed.Close(then) }()
+	places, err := d.placePieces(h, b, m, layers, feed)
+	if err != nil {
+		return 0, err
+	}
+	want := func(frame int) bool {
+		f := &h.Frames[frame]
+		for i := f.First; i < f.End; i++ {
+			if p := &places[i]; p.layer != nil && !p.layer.store.HavePiece(p.number) {
+				return true
+			}
+		}
+		return false
+	}
+	put := func(frame int, raw []byte) error {
+		f := &h.Frames[frame]
+		for i := f.First; i < f.End; i++ {
+			n := h.Pieces[i].Length
+			if p := &places[i]; p.layer != nil {
+				if err := p.layer.store.PutPiece(p.number, raw[:n]); err != nil {
+					return err
+				}
+			}
+			raw = raw[n:]
+		}
+		feed.Applied()
+		return nil
+	}
+	begun := m.Created
+	err = h.Apply(ctx, &fedReader{body, feed}, runtime.NumCPU(), want, put)
+	if err == nil && m.Writable {
+		// A container that does what the recorded one did is not ready yet: it gets
+		// the CPU, which the background else would take its half of.
+		then = begun.Add(h.Ready + h.Ready/2)
+	}
+	return h.Ready, err
+}
+
+// bundleHeader reads the header of a bundle from its stream and keeps it, so
+// that a later daemon can tell what is here already.
+func (d *Daemon) bundleHeader(img *image, b *bundle, body io.Reader) (*startup.Header, error) {
+	h, raw, err := startup.ReadHeader(body, b.desc)
+	if err != nil {
+		return nil, err
+	}
+	_ = raw
+	return h, nil
+}
+
+// place is where a piece of a bundle goes.
+type place struct {
+	layer  *layer // nil: nowhere
+	number int    // in its layer's table
+}
+
+// placePieces gives the layers their tables of pieces.
+func (d *Daemon) placePieces(h *startup.Header, b *bundle, m *mounted, layers map[digest.Digest]*layer, feed *hydrate.Feed) ([]place, error) {
+	places := make([]place, len(h.Pieces))
+	frameOf := h.PieceFrames()
+	for i, hl := range h.Layers {
+		l := layers[hl.Blob]
+		if l == nil || l.store.Complete() {
+			continue
+		}
+		numbers := h.LayerPieces(i)
+		table, frames := make([]layerstore.Piece, len(numbers)), make([]int, len(numbers))
+		for n, at := range numbers {
+			p := &h.Pieces[at]
+			table[n] = layerstore.Piece{Offset: p.Offset, Length: p.Length, Digest: p.Digest}
+			frames[n] = frameOf[at]
+		}
+		ok, err := d.setPieces(l, m.img.index, table, func(lie *layerstore.PieceError) { d.bundleLied(b, m.img, layers, lie) })
+		if err != nil {
+			return nil, err
+		}
+		if !ok {
+			continue
+		}
+		for n, at := range numbers {
+			places[at] = place{l, n}
+		}
+		l.hydrate.Feed(feed, frames)
+		for n := range numbers {
+			if _, err := l.store.RecheckPiece(n); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return places, nil
+}
+
+// setPieces gives a layer its pieces, unless images with other indexes use it as
+// well: what one index says is not believed for the other's readers.
+func (d *Daemon) setPieces(l *layer, idx digest.Digest, table []layerstore.Piece, lied func(*layerstore.PieceError)) (bool, error) {
+	d.layers.mu.Lock()
+	defer d.layers.mu.Unlock()
+	if l.mixed || l.index != idx {
+		return false, nil
+	}
+	return true, l.store.SetPieces(table, lied)
+}
+
+// bundleLied is told that the verified bytes of a layer are not those that were
+// believed by the bundle. It is called with locks of the layer store held.
+func (d *Daemon) bundleLied(b *bundle, img *image, layers map[digest.Digest]*layer, lie *layerstore.PieceError) {
+	err := fmt.Errorf("start-up bundle %s lied: %w", b.desc.Digest, lie)
+	b.mu.Lock()
+	b.lie = err
+	b.mu.Unlock()
+	for _, l := range layers {
+		l.store.DropPieces()
+	}
+	d.wg.Go(func() {
+		d.log.Error("index is quarantined", "image", img.ref, "index", img.index, "err", err)
+		if err := d.indexes.Quarantine(img.digest, img.index, err.Error()); err != nil {
+			d.log.Error("quarantine index", "image", img.ref, "index", img.index, "err", err)
+		}
+	})
+}
+
+func (b *bundle) set(state string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state = state
+}
+
+// status says how far the bundle is, and what was wrong with it.
+func (b *bundle) status() (state string, lie error) {
+	if b == nil {
+		return "", nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state, b.lie
+}
+
+// fedReader tells a feed what has come.
+type fedReader struct {
+	r    io.Reader
+	feed *hydrate.Feed
+}
+
+func (r *fedReader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if n > 0 {
+		r.feed.Received(int64(n))
+	}
+	return n, err
+}
+
+// manifestBlobs are the layers that an image's manifest names.
+func manifestBlobs(manifest []byte) []digest.Digest {
+	m, _, err := oci.ParseManifest(manifest)
+	if err != nil {
+		return nil
+	}
+	var blobs []digest.Digest
+	for _, l := range m.Layers {
+		blobs = append(blobs, l.Digest)
+	}
+	return blobs
+}
