@@ -40,6 +40,7 @@ func (g *chaosGate) set(state int) {
 		close(g.opened)
 	}
 	switch {
+	case state == gateDown && g.listener == nil: // it is
 	case state == gateDown:
 		g.listener.Close()
 		g.listener = nil

@@ -366,8 +366,18 @@ func (c *chaos) idle() map[string]int {
 	return n
 }
 
-// chaosSlack is how many descriptors more than at the beginning are no leak: connections that time out, and what the
-// runtime opens once.
+// targets are what descriptors refer to.
+func targets(fds []string) (to []string) {
+	for _, fd := range fds {
+		t, _ := os.Readlink(fd)
+		to = append(to, t)
+	}
+	slices.Sort(to)
+	return to
+}
+
+// chaosSlack is how many descriptors more than at the beginning are no leak: what the runtime opens once, and calls
+// that are ending.
 const chaosSlack = 12
 
 // finish unmounts everything and looks for what is left. What newNode looks for is looked for later.
@@ -379,6 +389,7 @@ func (c *chaos) finish(before map[string]int) {
 		c.unmount(slot)
 	}
 	c.until("what was mounted is forgotten", func() bool { s, err := c.statusNow(); return err == nil && len(s.Mounts) == 0 })
+	c.gate.set(gateDown) // idle connections are no leak
 	store := filepath.Join(c.root, "store")
 	leaked := func() (left []string) {
 		for mode, n := range before {
@@ -390,7 +401,7 @@ func (c *chaos) finish(before map[string]int) {
 				}
 			}
 			if now := len(heldBy(pid, "")); now > n+chaosSlack {
-				left = append(left, fmt.Sprintf("LEAK:%shas %d descriptors, %d in the beginning", mode, now, n))
+				left = append(left, fmt.Sprintf("LEAK:%shas %d descriptors, %d in the beginning: %v", mode, now, n, targets(heldBy(pid, ""))))
 			}
 		}
 		loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
