@@ -15,6 +15,7 @@ import (
 // included), not in what commands print, not in a process's arguments or
 // environment, with a registry that is well and with one that is not.
 func TestCredentialsLeakNowhere(t *testing.T) {
+	t.Parallel() // it waits most of the time, until a registry without a valid token is given up
 	n := newSmallImage(t)
 	const user, password = "operator", "hunter2-in-the-clear"
 	basic := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))

@@ -102,6 +102,7 @@ func (n *smallImage) indexBeside(repo registry.Repository) digest.Digest {
 // TestTrustSigned: an index is taken if its signature verifies with the key.
 // Without one the image is brought whole, and it is said why.
 func TestTrustSigned(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	build := []string{"--root", n.path("ci"), "index"}
 	n.thaw(append(build, "build", "--push", n.ref)...)
