@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 		os.Exit(keeperMain())
 	case "daemon":
 		os.Exit(daemonMain())
+	case "stuck":
+		os.Exit(stuckMain())
 	case "reader":
 		os.Exit(readerMain())
 	}

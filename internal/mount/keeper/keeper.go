@@ -134,6 +134,7 @@ type keeper struct {
 	peer        *heir         // its process
 	connectedAt time.Time
 	confirmed   bool  // it answers calls
+	dying       bool  // it was at the last look
 	goodbye     bool  // the daemon that is away left on purpose
 	heir        *heir // non-nil: the process that becomes the next daemon
 
@@ -156,6 +157,8 @@ type keeper struct {
 }
 
 func (k *keeper) loop(ctx context.Context) error {
+	stuck := time.NewTicker(stuckCheck)
+	defer stuck.Stop()
 	k.away()
 	for {
 		select {
@@ -183,6 +186,8 @@ func (k *keeper) loop(ctx context.Context) error {
 		case <-fires(k.late):
 			k.late = nil
 			k.overdue()
+		case <-stuck.C:
+			k.free()
 		case <-k.waiting:
 			k.wake()
 		case <-k.idle:
@@ -335,7 +340,7 @@ func (k *keeper) deny() {
 	k.idle = time.Tick(idleCheck)
 	if device, ok := k.layers[FUSEDevice]; ok {
 		k.log.Error("no daemon came: reads through FUSE fail with EIO", "grace", k.opts.Grace)
-		d, err := startFUSEDenier(device, k.log)
+		d, err := startFUSEDenier(device, false, k.log)
 		if err != nil {
 			k.log.Error("deny reads through FUSE: they wait for a daemon instead", "err", err)
 		}

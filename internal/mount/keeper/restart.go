@@ -29,8 +29,9 @@ var restartDelays = []time.Duration{0, 200 * time.Millisecond, time.Second, 2 * 
 const servedDelay = 300 * time.Millisecond
 
 func (k *keeper) disconnect() {
+	k.stopDeniers() // of a daemon that could not die
 	k.conn.Close()
-	k.conn = nil
+	k.conn, k.dying = nil, false
 	k.peer.close()
 	k.peer = nil
 	if time.Since(k.connectedAt) >= k.opts.StableAfter {
