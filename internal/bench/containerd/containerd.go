@@ -304,7 +304,8 @@ func (w *way) run(ctx context.Context, image client.Image) (client.Task, error) 
 		client.WithSnapshotter(w.Snapshotter),
 		client.WithNewSnapshot(name, image),
 		client.WithNewSpec(oci.WithImageConfigArgs(image, w.Args), oci.WithEnv(w.Env),
-			oci.WithHostNamespace(specs.NetworkNamespace), oci.WithHostHostsFile, oci.WithHostResolvconf))
+			oci.WithHostNamespace(specs.NetworkNamespace), oci.WithHostHostsFile, oci.WithHostResolvconf,
+			oci.WithCgroup("/"+w.namespace))) // the default has a parent, which stays
 	if err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
