@@ -111,7 +111,7 @@ func compare(b *testing.B, work func(root string) error, thaw, plain string, col
 	run := func(root string) {
 		b.StopTimer()
 		if cold {
-			if err := bench.DropCaches(); err != nil {
+			if err := bench.DropCaches(b.Context()); err != nil {
 				b.Fatal(err)
 			}
 		}

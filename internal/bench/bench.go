@@ -155,7 +155,7 @@ func (b *bench) start(ctx context.Context, m Mode) (*Started, Residue, *Cost, er
 		return nil, left, nil, err
 	}
 	if !m.Warm {
-		if err := DropCaches(); err != nil {
+		if err := DropCaches(ctx); err != nil {
 			return nil, left, nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,11 +74,22 @@ func residueOf(path string) (Residue, error) {
 }
 
 // DropCaches has the kernel forget every file that is not in use: pages, names
-// and inodes of the whole machine. Needs root.
-func DropCaches() error {
-	unix.Sync() // dirty pages are not dropped
-	if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0); err != nil {
-		return fmt.Errorf("drop the page cache: %w", err)
+// and inodes of the whole machine. Needs root. It waits for every mount that is
+// being made or taken away, however long that takes, and cannot be interrupted
+// then: when the context ends it is left to itself.
+func DropCaches(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() {
+		unix.Sync() // dirty pages are not dropped
+		done <- os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("drop the page cache: %w", err)
+		}
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return nil
 }
