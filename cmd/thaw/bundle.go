@@ -3,29 +3,110 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/hydrate"
+	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/indexer"
 	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/registry"
 	"github.com/thaw-project/thaw/internal/startup"
 	"github.com/thaw-project/thaw/internal/trace"
+	"github.com/thaw-project/thaw/internal/tracestore"
 )
 
-// loadTrace reads the trace that --trace names.
-func (t *indexTask) loadTrace(name string) (*trace.Trace, error) {
+// traceAuto asks for what this node recorded.
+const traceAuto = "auto"
+
+// loadTrace reads the trace that --trace names: a file, or with traceAuto what
+// was recorded on this node of the image's starts, or else of those of another
+// image of its repository, carried over by the files that both have.
+func (t *indexTask) loadTrace(name string, made *indexer.Result) (*trace.Trace, error) {
+	if name == traceAuto {
+		return t.recorded(filepath.Join(t.cfg.Root, "traces"), made)
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, fmt.Errorf("read trace: %w", err)
 	}
 	defer f.Close()
-	return trace.Decode(f, trace.Limits{})
+	tr, err := trace.Decode(f, trace.Limits{})
+	if err != nil || tr.Image == t.img.ManifestDescriptor.Digest {
+		return tr, err
+	}
+	return t.carry(tr, made)
+}
+
+// recorded returns the newest merged trace in a store of traces.
+func (t *indexTask) recorded(dir string, made *indexer.Result) (*trace.Trace, error) {
+	store, err := tracestore.Open(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	keys, err := store.List()
+	if err != nil {
+		return nil, err
+	}
+	var same, other *trace.Trace
+	for _, k := range keys {
+		tr, err := store.Merged(k)
+		if errors.Is(err, tracestore.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case k.Image == t.img.ManifestDescriptor.Digest:
+			same = newer(same, tr)
+		case oci.SameRepository(tr.Reference, t.img.Reference):
+			other = newer(other, tr)
+		}
+	}
+	if same != nil {
+		return same, nil
+	}
+	if other == nil {
+		return nil, api.Errorf(api.CodeNotFound, "thaw optimize "+t.img.Reference.String()+" records one", "no start of %s was recorded on this node", t.img.Reference)
+	}
+	return t.carry(other, made)
+}
+
+func newer(a, b *trace.Trace) *trace.Trace {
+	if a != nil && a.Created.After(b.Created) {
+		return a
+	}
+	return b
+}
+
+// carry carries a trace of another image over to this one.
+func (t *indexTask) carry(tr *trace.Trace, made *indexer.Result) (*trace.Trace, error) {
+	files, err := made.Image.Files()
+	if err != nil {
+		return nil, err
+	}
+	old := trace.NewFiles(nil) // without its index, only layers in common are carried over
+	if known, err := t.store.Get(tr.Image); err == nil {
+		head, err := index.DecodeImage(known.Head)
+		if err == nil {
+			old, err = head.Files()
+		}
+		if err != nil {
+			return nil, fmt.Errorf("files of image %s: %w", tr.Image, err)
+		}
+	}
+	return trace.Map(tr, t.img.ManifestDescriptor.Digest, old, files), nil
 }
 
 // addBundle makes the start-up bundle of an index. Layers that are here are read
@@ -137,4 +218,70 @@ func (r *layerReader) close() {
 		l.stored.Release()
 	}
 	r.store.Close()
+}
+
+// openBundle reads the header of an index' start-up bundle and returns the rest
+// of it; nil where there is none.
+func (t *indexTask) openBundle(ctx context.Context, f *foundIndex) (*startup.Header, io.ReadCloser, error) {
+	if f.manifest == nil {
+		return nil, nil, nil
+	}
+	subject := t.img.ManifestDescriptor.Digest
+	m, err := index.ParseManifest(f.manifest, subject)
+	if err != nil || m.Bundle == nil {
+		return nil, nil, err
+	}
+	var body io.ReadCloser
+	if file, err := t.store.OpenBundle(subject, m.Bundle.Digest); err == nil {
+		body = file
+	} else {
+		body = registry.Stream(ctx, t.repo, m.Bundle.Descriptor(), registry.StreamOptions{})
+	}
+	h, _, err := startup.ReadHeader(body, *m.Bundle)
+	if err != nil {
+		body.Close()
+		return nil, nil, err
+	}
+	return h, body, nil
+}
+
+// verifyBundle compares every piece of an index' start-up bundle with the layers,
+// read through an index that was made of them just now.
+func (t *indexTask) verifyBundle(ctx context.Context, f *foundIndex, made *indexer.Result) (what string, err error) {
+	h, body, err := t.openBundle(ctx, f)
+	if err != nil || h == nil {
+		return "", err
+	}
+	defer body.Close()
+	if err := h.Check(made.Image); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(t.cfg.Root, ".tmp-verify-*")
+	if err != nil {
+		return "", fmt.Errorf("verify start-up bundle: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	layers, err := t.openLayers(ctx, made, dir)
+	if err != nil {
+		return "", err
+	}
+	defer layers.close()
+	err = h.Apply(ctx, body, runtime.NumCPU(), func(int) bool { return true }, func(frame int, raw []byte) error {
+		for i := h.Frames[frame].First; i < h.Frames[frame].End; i++ {
+			p := &h.Pieces[i]
+			want, blob := make([]byte, p.Length), h.Layers[p.Layer].Blob
+			if err := layers.read(ctx, blob, p.Offset, want); err != nil {
+				return err
+			}
+			if !bytes.Equal(want, raw[:p.Length]) || sha256.Sum256(want) != p.Digest {
+				return fmt.Errorf("start-up bundle: %d bytes at %d of layer %s are not what the layer has", p.Length, p.Offset, blob)
+			}
+			raw = raw[p.Length:]
+		}
+		return nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf(", with a start-up bundle of %d pieces", len(h.Pieces)), nil
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"github.com/thaw-project/thaw/internal/indexer"
 	"github.com/thaw-project/thaw/internal/startup"
 	"github.com/thaw-project/thaw/internal/trace"
+	"github.com/thaw-project/thaw/internal/tracestore"
 )
 
 // writeTrace writes a trace of reads of the image's layers: layer, offset, length.
@@ -38,6 +41,22 @@ func (n *smallImage) trace(reads ...[3]int64) *trace.Trace {
 		t.Accesses = append(t.Accesses, trace.Access{Layer: n.manifest.Layers[r[0]].Digest, Offset: r[1], Length: r[2], At: time.Duration(i), Phase: trace.PhaseReady})
 	}
 	return t
+}
+
+// keepTrace puts an encoded trace into a store of traces.
+func (n *node) keepTrace(dir string, b []byte) {
+	n.Helper()
+	tr, err := trace.Decode(bytes.NewReader(b), trace.Limits{})
+	if err != nil {
+		n.Fatal(err)
+	}
+	store, err := tracestore.Open(dir, slog.New(slog.DiscardHandler))
+	if err == nil {
+		err = store.Put(tr)
+	}
+	if err != nil {
+		n.Fatal(err)
+	}
 }
 
 // allReads is everything in the image's layers, the second one first.

@@ -83,7 +83,10 @@ store; with --push also beside the image, where every node finds it. Layers whos
 index is known already are not read again.
 
 With --trace the index also gets a start-up bundle: what a recorded start read, in
-order, as one blob, which a later start on any node streams in first.`,
+order, as one blob, which a later start on any node streams in first. auto takes
+what this node recorded of the image's starts (thaw trace ls), or else of another
+image of its repository, by the files that both have; a FILE is what thaw trace
+export wrote. thaw optimize records a start and does all of it.`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runIndexBuild(cmd, g, &opts, args[0]) },
 	}
@@ -91,7 +94,7 @@ order, as one blob, which a later start on any node streams in first.`,
 	cmd.Flags().BoolVar(&opts.force, "force", false, "read every layer, also those whose index is known")
 	cmd.Flags().BoolVar(&opts.plainHTTP, "plain-http", false, "speak plain http to the image's registry")
 	cmd.Flags().BoolVar(&opts.json, "json", false, "print the result as JSON")
-	cmd.Flags().StringVar(&opts.trace, "trace", "", "make a start-up bundle of the recording in this FILE")
+	cmd.Flags().StringVar(&opts.trace, "trace", "", "make a start-up bundle of this recording: auto or FILE")
 	return cmd
 }
 
@@ -120,7 +123,7 @@ func runIndexBuild(cmd *cobra.Command, g *globalOptions, opts *indexBuildOptions
 		return err
 	}
 	if opts.trace != "" {
-		tr, err := t.loadTrace(opts.trace)
+		tr, err := t.loadTrace(opts.trace, made)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,7 @@ type inspected struct {
 	HeadBytes  int64            `json:"headBytes,omitempty"`
 	ErofsBytes int64            `json:"erofsBytes,omitempty"`
 	Layers     []inspectedLayer `json:"layers"`
+	Bundle     *inspectedBundle `json:"bundle,omitempty"`
 }
 
 type inspectedLayer struct {
@@ -80,7 +82,22 @@ func (g *globalOptions) inspect(ctx context.Context, name string, plainHTTP bool
 	}
 	in := inspectHead(m, f.head)
 	in.Image, in.Index, in.Where = t.img.Reference.String(), f.digest, f.where
+	h, body, err := t.openBundle(ctx, f)
+	if err != nil || h == nil {
+		return in, err
+	}
+	body.Close()
+	in.Bundle = &inspectedBundle{Bytes: h.Bytes, UnpackedBytes: h.RawBytes(), Pieces: len(h.Pieces), Frames: len(h.Frames), ReadyMs: milliseconds(h.Ready)}
 	return in, nil
+}
+
+// inspectedBundle is what index inspect says of a start-up bundle.
+type inspectedBundle struct {
+	Bytes         int64   `json:"bytes"`
+	UnpackedBytes int64   `json:"unpackedBytes"`
+	Pieces        int     `json:"pieces"`
+	Frames        int     `json:"frames"`
+	ReadyMs       float64 `json:"readyMs"` // of the recorded start; 0: not known
 }
 
 // inspectFile reads a file that holds the head of an image's index, or the
@@ -115,6 +132,9 @@ func (in *inspected) print(w io.Writer) error {
 	}
 	if in.HeadBytes > 0 {
 		fmt.Fprintf(w, "head   %s, EROFS metadata %s unpacked\n", units.HumanSize(float64(in.HeadBytes)), units.HumanSize(float64(in.ErofsBytes)))
+	}
+	if b := in.Bundle; b != nil {
+		fmt.Fprintf(w, "bundle %s, %s of layers unpacked, in %d pieces\n", units.HumanSize(float64(b.Bytes)), units.HumanSize(float64(b.UnpackedBytes)), b.Pieces)
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "LAYER\tFORMAT\tCOMPRESSED\tUNPACKED\tENTRIES\tSPANS\tINDEX\tWINDOWS")
@@ -199,8 +219,12 @@ func (t *indexTask) verify(ctx context.Context, f *foundIndex, p *progress) (wha
 	if err != nil {
 		return "", err
 	}
-	all := fmt.Sprintf("all %d layers", len(made.Image.Layers))
-	if made.Artifact.Descriptor.Digest == f.digest || digest.FromBytes(made.Artifact.Head) == f.digest {
+	bundle, err := t.verifyBundle(ctx, f, made)
+	if err != nil {
+		return "", err
+	}
+	all := fmt.Sprintf("all %d layers%s", len(made.Image.Layers), bundle)
+	if bytes.Equal(f.head, made.Artifact.Head) {
 		return all, nil // the same bytes, down to the last window
 	}
 	if len(m.Layers) != len(made.Image.Layers) {

@@ -131,7 +131,7 @@ on the container's exit code (see thaw run --help).`,
 	cmd.PersistentFlags().StringVar(&g.config, "config", os.Getenv("THAW_CONFIG"), "configuration file (default /etc/thaw/config.toml; env THAW_CONFIG)")
 	cmd.PersistentFlags().StringVar(&g.level, "log-level", "warn", "what is logged to stderr: debug, info, warn, error")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g),
+	cmd.AddCommand(newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
 		newCacheCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand())
 	return cmd
 }

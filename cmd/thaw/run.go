@@ -42,6 +42,7 @@ type runOptions struct {
 	timeline      bool
 	timelineFile  string
 	exitWhenReady bool
+	exitDelay     time.Duration
 	record        bool
 }
 
@@ -89,6 +90,7 @@ cannot be executed, 127 its command was not found, 124 it was not --ready in tim
 	f.BoolVar(&opts.timeline, "timeline", false, "print when each phase of the start was over, and what it cost")
 	f.StringVar(&opts.timelineFile, "timeline-file", "", "write the timeline as JSON to this file")
 	f.BoolVar(&opts.exitWhenReady, "exit-when-ready", false, "stop the container once it is ready (with --ready), or started")
+	f.DurationVar(&opts.exitDelay, "exit-delay", 0, "with --exit-when-ready: go on for that long before stopping")
 	f.BoolVar(&opts.record, "record", true, "record what the container reads until it is ready, for thaw trace (default by the configuration)")
 	complete(cmd, "network", container.NetworkHost, container.NetworkNone)
 	return cmd
@@ -299,6 +301,10 @@ func (r *runner) watch(ctx context.Context, stop context.CancelCauseFunc) {
 	}
 	r.snapshot(ctx)
 	if r.opts.exitWhenReady {
+		select {
+		case <-time.After(r.opts.exitDelay):
+		case <-ctx.Done():
+		}
 		stop(errReady)
 		return
 	}
@@ -319,10 +325,10 @@ func (r *runner) mark(phase string, at time.Time) {
 	}
 }
 
-// tell tells the daemon, for its recording, what was marked. A daemon that died
-// meanwhile has none.
+// tell tells the daemon what was marked, for its recording and, once the container
+// is ready, for what it holds back until then. A daemon that died meanwhile does neither.
 func (r *runner) tell(ctx context.Context) {
-	if r.mount.Recording {
+	if r.mount.Recording || r.times.Ready > 0 {
 		_ = r.client.Tell(ctx, r.mount.ID, r.times)
 	}
 }

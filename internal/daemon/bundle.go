@@ -19,6 +19,8 @@ import (
 	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/registry"
 	"github.com/thaw-project/thaw/internal/startup"
+	"github.com/thaw-project/thaw/internal/trace"
+	"github.com/thaw-project/thaw/internal/tracestore"
 )
 
 // bundle is a start-up bundle on its way into the layers of an image: one for
@@ -121,6 +123,10 @@ func (d *Daemon) startBundle(m *mounted) {
 	m.bundle, img.run = img.run, nil
 	needed := slices.ContainsFunc(m.layers, func(l *layer) bool { return !l.store.Complete() })
 	if img.bundle == nil || !needed || m.Mode == api.ModeEager {
+		if img.bundle == nil && needed && m.Mode != api.ModeEager {
+			layers := slices.Clone(m.layers)
+			d.wg.Go(func() { d.prefetch(img, layers) })
+		}
 		d.leaveBundle(m.bundle)
 		m.bundle = nil
 		return
@@ -162,19 +168,12 @@ func (d *Daemon) startBundle(m *mounted) {
 // applyBundle puts a bundle's pieces into the layers. What arrives damaged is
 // asked for once more, past mirrors.
 func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*layer) (ready time.Duration, err error) {
-	body := b.body
 	for try := range 2 {
 		ctx := b.ctx
 		if try > 0 {
-			ctx, body = registry.FromOrigin(ctx), nil
+			ctx = registry.FromOrigin(ctx)
 		}
-		if body == nil {
-			if body, err = b.open(ctx); err != nil {
-				return 0, err
-			}
-		}
-		ready, err = d.streamBundle(ctx, b, m, body, layers)
-		body.Close()
+		ready, err = d.streamBundle(ctx, b, m, layers)
 		var corrupt *startup.CorruptError
 		var piece *layerstore.PieceError
 		if !errors.As(err, &corrupt) && !errors.As(err, &piece) || b.ctx.Err() != nil {
@@ -185,8 +184,12 @@ func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*la
 	return ready, err
 }
 
-func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, body io.Reader, layers map[digest.Digest]*layer) (time.Duration, error) {
-	h, err := d.bundleHeader(m.img, b, body)
+// streamBundle is one try of applyBundle.
+func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers map[digest.Digest]*layer) (time.Duration, error) {
+	s := &bundleStream{ctx: ctx, b: b, body: b.body}
+	b.body = nil
+	defer s.close()
+	h, err := d.bundleHeader(m.img, b, s)
 	if err != nil {
 		return 0, err
 	}
@@ -195,56 +198,114 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, body i
 	}
 	ends := make([]int64, len(h.Frames))
 	for i, f := range h.Frames {
-		ends[i] = f.Offset + f.StoredBytes - h.Frames[0].Offset
+		ends[i] = f.Offset + f.StoredBytes - b.desc.HeaderBytes
 	}
-	feed := d.sched.NewFeed(ends)
+	s.feed = d.sched.NewFeed(ends)
 	then := time.Now()
-	defer func() { feed.Close(then) }()
-	places, err := d.placePieces(h, b, m, layers, feed)
+	defer func() { s.feed.Close(then) }()
+	places, err := d.placePieces(h, b, m, layers, s.feed)
 	if err != nil {
 		return 0, err
 	}
-	want := func(frame int) bool {
-		f := &h.Frames[frame]
-		for i := f.First; i < f.End; i++ {
-			if p := &places[i]; p.layer != nil && !p.layer.store.HavePiece(p.number) {
-				return true
+	want := func(frame int) bool { return wanted(&h.Frames[frame], places) }
+	for i := range h.Frames {
+		if want(i) {
+			if err = s.frames(b.desc.HeaderBytes); err == nil {
+				err = h.Apply(ctx, s, runtime.NumCPU(), want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
 			}
+			break
 		}
-		return false
 	}
-	put := func(frame int, raw []byte) error {
-		f := &h.Frames[frame]
-		for i := f.First; i < f.End; i++ {
-			n := h.Pieces[i].Length
-			if p := &places[i]; p.layer != nil {
-				if err := p.layer.store.PutPiece(p.number, raw[:n]); err != nil {
-					return err
-				}
-			}
-			raw = raw[n:]
-		}
-		feed.Applied()
-		return nil
-	}
-	begun := m.Created
-	err = h.Apply(ctx, &fedReader{body, feed}, runtime.NumCPU(), want, put)
 	if err == nil && m.Writable {
 		// A container that does what the recorded one did is not ready yet: it gets
-		// the CPU, which the background else would take its half of.
-		then = begun.Add(h.Ready + h.Ready/2)
+		// the CPU, of which the background else would take its half.
+		then = m.Created.Add(h.Ready + h.Ready/2)
 	}
 	return h.Ready, err
 }
 
-// bundleHeader reads the header of a bundle from its stream and keeps it, so
-// that a later daemon can tell what is here already.
-func (d *Daemon) bundleHeader(img *image, b *bundle, body io.Reader) (*startup.Header, error) {
-	h, raw, err := startup.ReadHeader(body, b.desc)
+// wanted reports whether something of a frame is not here.
+func wanted(f *startup.Frame, places []place) bool {
+	for i := f.First; i < f.End; i++ {
+		if p := &places[i]; p.layer != nil && !p.layer.store.HavePiece(p.number) {
+			return true
+		}
+	}
+	return false
+}
+
+// putFrame puts the pieces of a frame where they belong.
+func putFrame(h *startup.Header, frame int, raw []byte, places []place, feed *hydrate.Feed) error {
+	f := &h.Frames[frame]
+	for i := f.First; i < f.End; i++ {
+		n := h.Pieces[i].Length
+		if p := &places[i]; p.layer != nil {
+			if err := p.layer.store.PutPiece(p.number, raw[:n]); err != nil {
+				return err
+			}
+		}
+		raw = raw[n:]
+	}
+	feed.Applied()
+	return nil
+}
+
+// bundleStream reads a bundle's blob, which is opened when it is first read.
+type bundleStream struct {
+	ctx  context.Context // of the try that it is a part of
+	b    *bundle
+	body io.ReadCloser
+	read int64
+	feed *hydrate.Feed // nil: the header is being read
+}
+
+func (s *bundleStream) Read(b []byte) (n int, err error) {
+	if s.body == nil {
+		if s.body, err = s.b.open(s.ctx); err != nil {
+			return 0, err
+		}
+	}
+	n, err = s.body.Read(b)
+	s.read += int64(n)
+	if n > 0 && s.feed != nil {
+		s.feed.Received(int64(n))
+	}
+	return n, err
+}
+
+// frames goes to the first frame, if the header was not read from the stream.
+func (s *bundleStream) frames(at int64) error {
+	feed := s.feed
+	s.feed = nil // what is read past is not a part of what it expects
+	defer func() { s.feed = feed }()
+	_, err := io.CopyN(io.Discard, s, at-s.read)
+	return err
+}
+
+func (s *bundleStream) close() {
+	if s.body != nil {
+		s.body.Close()
+	}
+}
+
+// bundleHeader returns the header of a bundle: one that an earlier daemon kept,
+// so that what is on disk can be told without the registry, or that of the stream.
+func (d *Daemon) bundleHeader(img *image, b *bundle, s *bundleStream) (*startup.Header, error) {
+	if f, err := d.indexes.OpenBundle(img.digest, b.desc.HeaderDigest); err == nil {
+		defer f.Close()
+		if h, _, err := startup.ReadHeader(f, b.desc); err == nil {
+			return h, nil
+		}
+	}
+	h, raw, err := startup.ReadHeader(s, b.desc)
 	if err != nil {
 		return nil, err
 	}
-	_ = raw
+	d.wg.Go(func() {
+		if err := d.indexes.PutBundle(img.digest, b.desc.HeaderDigest, raw); err != nil {
+			d.log.Warn("keep header of start-up bundle", "image", img.ref, "err", err)
+		}
+	})
 	return h, nil
 }
 
@@ -335,20 +396,6 @@ func (b *bundle) status() (state string, lie error) {
 	return b.state, b.lie
 }
 
-// fedReader tells a feed what has come.
-type fedReader struct {
-	r    io.Reader
-	feed *hydrate.Feed
-}
-
-func (r *fedReader) Read(b []byte) (int, error) {
-	n, err := r.r.Read(b)
-	if n > 0 {
-		r.feed.Received(int64(n))
-	}
-	return n, err
-}
-
 // manifestBlobs are the layers that an image's manifest names.
 func manifestBlobs(manifest []byte) []digest.Digest {
 	m, _, err := oci.ParseManifest(manifest)
@@ -360,4 +407,50 @@ func manifestBlobs(manifest []byte) []digest.Digest {
 		blobs = append(blobs, l.Digest)
 	}
 	return blobs
+}
+
+// prefetch has the background bring first what earlier starts of the image on this
+// node read, or those of another image of its repository. A trace is all there is
+// of an image whose index has no bundle.
+func (d *Daemon) prefetch(img *image, layers []*layer) {
+	t, err := d.traceFor(img)
+	if err != nil {
+		d.log.Warn("traces cannot be read", "image", img.ref, "err", err)
+	}
+	if t == nil {
+		return
+	}
+	byBlob := map[digest.Digest]*layer{}
+	for _, l := range layers {
+		byBlob[l.blob] = l
+	}
+	var wants []hydrate.Want
+	for _, a := range t.Accesses {
+		if l := byBlob[a.Layer]; l != nil {
+			wants = append(wants, hydrate.Want{Layer: l.hydrate, Offset: a.Offset, Length: a.Length})
+		}
+	}
+	d.sched.Prefetch(wants)
+	d.log.Info("bringing first what an earlier start read", "image", img.ref, "accesses", len(wants))
+}
+
+// traceFor returns what starts of an image read, from this node's traces; nil
+// when nothing is known.
+func (d *Daemon) traceFor(img *image) (*trace.Trace, error) {
+	_, all, err := d.allTraces(func(k tracestore.Key, t *trace.Trace) bool {
+		return k.Image == img.digest || oci.SameRepository(t.Reference, img.ref)
+	})
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	for _, t := range all { // the newest first
+		if t.Image == img.digest {
+			return t, nil
+		}
+	}
+	files, err := img.head.Files()
+	if err != nil {
+		return nil, err
+	}
+	return trace.Map(all[0], img.digest, d.filesOf(all[0].Image), files), nil
 }

@@ -213,6 +213,9 @@ func (d *Daemon) serveTimes(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m.tell(t)
+	if t.Ready > 0 {
+		d.sched.Resume()
+	}
 	answer(w, struct{}{}, nil)
 }
 

@@ -93,6 +93,10 @@ func (s *Scheduler) take() (_ *Layer, _ *run, ok bool) {
 		if s.full.err != nil && !time.Now().Before(s.full.again) {
 			return nil, nil, true
 		}
+		if l, r := s.nextWanted(); r != nil {
+			l.wg.Add(1)
+			return l, r, true
+		}
 		var soonest time.Time
 		for n := range s.layers {
 			at := (s.next + n) % len(s.layers)
@@ -175,15 +179,14 @@ func (l *Layer) tried(r *run) {
 
 // claimNext claims the run at the cursor: up to runBytes compressed.
 func (l *Layer) claimNext() *run {
-	free := func(i int) bool { return !l.c.Store.Have(i) && l.flights[i] == nil && !l.bad[i] }
-	for l.cursor < len(l.c.Spans) && !free(l.cursor) {
+	for l.cursor < len(l.c.Spans) && !l.free(l.cursor) {
 		l.cursor++
 	}
 	if l.cursor == len(l.c.Spans) {
 		return nil
 	}
 	r := newRun(l.cursor, l.cursor+1)
-	for r.end < len(l.c.Spans) && free(r.end) && l.runSize(r.first, r.end+1) <= l.s.runBytes {
+	for r.end < len(l.c.Spans) && l.free(r.end) && l.runSize(r.first, r.end+1) <= l.s.runBytes {
 		r.end++
 	}
 	l.claimRun(r)

@@ -15,6 +15,7 @@ import (
 // are ended by it and by nobody else, but for a stream, which ends all.
 type run struct {
 	first, end int
+	ahead      bool          // Prefetch's: does not make way for readers
 	urgent     chan struct{} // closed once someone waits for one of its spans
 	progress   atomic.Int64  // when the last byte came, in Unix ns
 

@@ -75,6 +75,7 @@ type Scheduler struct {
 	streams   int // layers that are streamed
 	full      full
 	wake      *sync.Cond // background workers: there may be work
+	wanted    []wanted   // of Prefetch
 	feedUntil time.Time  // a feed is under way: nothing of the background before
 	held      time.Time  // since when the background is held back
 	holdUntil time.Time  // and until when, unless somebody waits for a whole layer

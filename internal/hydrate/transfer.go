@@ -217,7 +217,9 @@ func (t *receiver) receive(ctx context.Context) error {
 		from := span.OffsetCompressed - t.start
 		need := from + span.BytesCompressed
 		for have < need {
-			t.l.s.yield(ctx, t.run.urgent)
+			if !t.run.ahead {
+				t.l.s.yield(ctx, t.run.urgent)
+			}
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
 			have += int64(n)
 			t.l.stats.fetched(int64(n))
@@ -259,7 +261,7 @@ func (l *Layer) decodeSpan(ctx context.Context, r *run, i int, src, window []byt
 	if l.c.Store.Have(i) {
 		return nil
 	}
-	if !l.hurry.Load() {
+	if !l.hurry.Load() && !r.ahead {
 		// Turns are given in order: what the background has to decode queues up
 		// here, not before a reader's span.
 		select {

@@ -163,12 +163,36 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 	if err := writeFile(filepath.Join(dir, "record.json"), b); err != nil {
 		return fmt.Errorf("store index of image %s: %w", image, err)
 	}
+	removeOld(dir, &r)
 	return nil
 }
 
-// PutBundle keeps a start-up bundle of an image, which has to have an index here.
+// oldAge is the age at which what no record names is no longer being put here.
+const oldAge = 10 * time.Minute
+
+// removeOld removes the heads and bundles of earlier indexes of an image.
+func removeOld(dir string, r *record) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return // they only take room
+	}
+	for _, e := range entries {
+		hex, ok := strings.CutPrefix(e.Name(), "sha256-")
+		if info, err := e.Info(); !ok || err != nil || time.Since(info.ModTime()) < oldAge || e.Name() == name(r.Head) || strings.Contains(string(r.Manifest), hex) {
+			continue
+		}
+		os.Remove(filepath.Join(dir, e.Name())) // what cannot be removed does no harm
+	}
+}
+
+// PutBundle keeps a start-up bundle of an image, which has to have an index here,
+// or only the header of one, by its own digest.
 func (s *Store) PutBundle(image, bundle digest.Digest, blob []byte) error {
-	if err := writeFile(s.path("images", name(image), name(bundle)), blob); err != nil {
+	err := makeDir(s.path("images", name(image)))
+	if err == nil {
+		err = writeFile(s.path("images", name(image), name(bundle)), blob)
+	}
+	if err != nil {
 		return fmt.Errorf("store start-up bundle of image %s: %w", image, err)
 	}
 	return nil

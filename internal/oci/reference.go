@@ -192,3 +192,10 @@ func ValidTag(s string) bool { return tagRegexp.MatchString(s) }
 func ReferrersTag(subject digest.Digest) string {
 	return strings.ReplaceAll(subject.String(), ":", "-")
 }
+
+// SameRepository reports whether a reference, as text, names an image of the same
+// repository, or layout, as ref.
+func SameRepository(text string, ref Reference) bool {
+	other, err := ParseReference(text)
+	return err == nil && other.Registry == ref.Registry && other.Repository == ref.Repository && other.LayoutDir == ref.LayoutDir
+}
