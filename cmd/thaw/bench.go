@@ -27,10 +27,11 @@ const (
 	modeEager   = "eager"
 	modeNoIndex = "no-index"
 	modeLazy    = "lazy"
+	modeBundle  = "lazy+bundle"
 	modeWarm    = "warm"
 )
 
-var benchModes = []string{modeEager, modeNoIndex, modeLazy, modeWarm}
+var benchModes = []string{modeEager, modeNoIndex, modeLazy, modeBundle, modeWarm}
 
 // exitNoisy is the exit code when the runs are too noisy to say.
 const exitNoisy = 3
@@ -79,6 +80,8 @@ Modes:
   eager       the whole image is brought first (thaw run --mount=eager, no index)
   no-index    as the first start of an image without an index
   lazy        with the index beside the image
+  lazy+bundle with a start-up bundle in it, of a start that was recorded before,
+              not timed. Of a real registry both take what index is there
   warm        everything is here; always measured, since the floor needs it
   containerd/NAME[+tuned]  pull and run with containerd: see --vs-containerd. Uses
               the program thaw-bench-containerd (make build-bench), beside thaw or in PATH
@@ -102,7 +105,7 @@ half of runs lies further apart than --max-spread of its median), 130 interrupte
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.StringVar(&opts.image, "image", "", "image to start: oci:DIR[:TAG], or a reference")
-	f.StringSliceVar(&opts.modes, "mode", []string{modeEager, modeNoIndex, modeLazy, modeWarm}, "ways of starting it, see above")
+	f.StringSliceVar(&opts.modes, "mode", []string{modeEager, modeNoIndex, modeLazy, modeBundle, modeWarm}, "ways of starting it, see above")
 	f.Var((*socketValue)(&opts.peers), "vs-containerd", "also with the containerd that listens on this socket; repeatable")
 	f.Var((*snapshotterValue)(&opts.peers), "snapshotter", "snapshotter of the last --vs-containerd (default overlayfs); repeatable")
 	f.BoolVar(&opts.tuned, "tuned", false, "each containerd also with parallel ranges and parallel unpacking")
@@ -266,32 +269,41 @@ type bencher struct {
 	peerExe  string
 	registry *bench.Registry // nil: a real one
 	ref      string
-	roots    int
+	// What lazy+bundle uses: another lab, for an image has one index in each.
+	bundleRegistry *bench.Registry
+	bundleRef      string
+	roots          int
 }
 
-// serve starts the lab for an image of a layout.
-func (b *bencher) serve(ctx context.Context) error {
+// serve starts the labs for an image of a layout.
+func (b *bencher) serve(ctx context.Context) (err error) {
+	b.ref, b.bundleRef = b.image, b.image
 	if !b.local() {
-		b.ref = b.image
 		return nil
 	}
+	if b.registry, b.ref, err = b.serveLayout(ctx); err != nil || !slices.Contains(b.modes, modeBundle) {
+		return err
+	}
+	b.bundleRegistry, b.bundleRef, err = b.serveLayout(ctx)
+	return err
+}
+
+// serveLayout starts a lab, and returns what the image is called in it. The lab
+// may be there also when there is an error.
+func (b *bencher) serveLayout(ctx context.Context) (*bench.Registry, string, error) {
 	layout, name := splitLayout(strings.TrimPrefix(absLayout(b.image), "oci:"))
 	r, err := bench.ServeLayout(ctx, b.exe, layout, b.net)
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	b.registry = r
 	var names []string
 	for _, i := range r.Images {
 		names = append(names, i.Name)
 		if name == "" && len(r.Images) == 1 || i.Name == name || i.Name == name+":latest" {
-			b.ref = r.Address + "/" + i.Name
+			return r, r.Address + "/" + i.Name, nil
 		}
 	}
-	if b.ref == "" {
-		return api.Errorf(api.CodeNotFound, "it has "+strings.Join(names, ", "), "the layout %s has no image %q", layout, name)
-	}
-	return nil
+	return r, "", api.Errorf(api.CodeNotFound, "it has "+strings.Join(names, ", "), "the layout %s has no image %q", layout, name)
 }
 
 // splitLayout separates DIR[:TAG].
@@ -302,8 +314,10 @@ func splitLayout(s string) (dir, name string) {
 
 func (b *bencher) close() error {
 	var err error
-	if b.registry != nil {
-		err = b.registry.Close()
+	for _, r := range []*bench.Registry{b.registry, b.bundleRegistry} {
+		if r != nil {
+			err = errors.Join(err, r.Close())
+		}
 	}
 	return errors.Join(err, os.RemoveAll(b.dir))
 }
@@ -342,8 +356,11 @@ func (b *bencher) mode(name string) bench.Mode {
 	case modeNoIndex:
 		m.Eager = true
 		m.Way = b.thaw(bench.ThawOptions{ImageFlags: []string{"--index=ignore"}, RunFlags: []string{"--mount=" + b.mount}})
-	case modeLazy:
+	case modeLazy, modeBundle:
 		lazy := bench.ThawOptions{ImageFlags: []string{"--index=require"}, RunFlags: []string{"--mount=" + b.mount}, First: b.pushIndex}
+		if name == modeBundle {
+			m.Registry, lazy.Image, lazy.First = b.bundleRegistry, b.bundleRef, b.pushBundle
+		}
 		m.Way = b.thaw(lazy)
 		lazy.RunFlags, lazy.First = append(slices.Clone(lazy.RunFlags), "--background=off"), nil
 		m.Needs = b.thaw(lazy)
@@ -356,7 +373,8 @@ func (b *bencher) mode(name string) bench.Mode {
 
 // thaw completes a way of thaw's with what is common to all.
 func (b *bencher) thaw(o bench.ThawOptions) bench.Way {
-	o.Exe, o.Root, o.Image, o.Ready, o.Args, o.ColdDaemon = b.exe, b.root(), b.ref, b.ready, b.args, b.coldDaemon
+	o.Exe, o.Root, o.Ready, o.Args, o.ColdDaemon = b.exe, b.root(), b.ready, b.args, b.coldDaemon
+	o.Image = cmp.Or(o.Image, b.ref)
 	if b.plainHTTP {
 		o.ImageFlags = append(slices.Clone(o.ImageFlags), "--plain-http")
 	}
@@ -375,4 +393,35 @@ func (b *bencher) pushIndex(ctx context.Context) error {
 	root := b.root()
 	defer os.RemoveAll(root)
 	return bench.RunThaw(ctx, b.exe, "--root", root, "index", "build", "--push", b.ref)
+}
+
+// pushBundle puts an index with a start-up bundle beside the image in its lab: an
+// index, a start that is recorded, and the index again.
+func (b *bencher) pushBundle(ctx context.Context) (err error) {
+	if b.bundleRegistry == nil {
+		return nil
+	}
+	root := b.root()
+	thaw := func(args ...string) error {
+		return bench.RunThaw(ctx, b.exe, append([]string{"--root", root}, args...)...)
+	}
+	defer func() {
+		err = errors.Join(err, bench.NewThaw(bench.ThawOptions{Exe: b.exe, Root: root}).Close(context.WithoutCancel(ctx)))
+	}()
+	run := []string{"run", "--index=require", "--mount=" + b.mount, "--ready", b.ready, "--exit-when-ready"}
+	for _, e := range b.env {
+		run = append(run, "-e", e)
+	}
+	recorded := filepath.Join(root, "recorded")
+	for _, args := range [][]string{
+		{"index", "build", b.bundleRef}, // kept on the node that records
+		slices.Concat(run, []string{b.bundleRef}, b.args),
+		{"trace", "export", b.bundleRef, recorded},
+		{"index", "build", "--push", "--trace", recorded, b.bundleRef},
+	} {
+		if err := thaw(args...); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -46,14 +46,14 @@ func TestBench(t *testing.T) {
 	testenv.NeedRuntime(t)
 	n := newNode(t)
 	file := n.path("bench.json")
-	r := n.start(n.benchArgs("--runs", "1", "--mode", "eager,lazy", "--read", "/usr/bin/perl", "--json-file", file)...).
-		waitSteps("prepare lazy", "prepare warm", "eager: ready", "lazy: ready", "warm: ready")
+	r := n.start(n.benchArgs("--runs", "1", "--mode", "eager,lazy,lazy+bundle", "--read", "/usr/bin/perl", "--json-file", file)...).
+		waitSteps("prepare lazy", "prepare lazy+bundle", "prepare warm", "eager: ready", "lazy: ready", "lazy+bundle: ready", "warm: ready")
 	if r.code != 0 {
 		t.Fatal(r)
 	}
 	n.benchLeft()
 	for _, want := range []string{"network fast: 2 ms to the first byte, 1GB/s", "floor of lazy: 3 round trips x 2 ms + ", "noise was not judged",
-		"cold: before each of 2 cold starts the image was removed and the page cache dropped"} {
+		"cold: before each of 3 cold starts the image was removed and the page cache dropped"} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("no %q in\n%v", want, r)
 		}
@@ -69,10 +69,10 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Version != bench.ResultVersion || got.Runs != 1 || !strings.HasPrefix(got.Manifest, "sha256:") || got.ImageBytes < 1<<20 || got.ReadBytes < 1<<20 || len(got.Modes) != 3 {
+	if got.Version != bench.ResultVersion || got.Runs != 1 || !strings.HasPrefix(got.Manifest, "sha256:") || got.ImageBytes < 1<<20 || got.ReadBytes < 1<<20 || len(got.Modes) != 4 {
 		t.Errorf("result %s", b)
 	}
-	for _, name := range []string{"eager", "lazy", "warm"} {
+	for _, name := range []string{"eager", "lazy", "lazy+bundle", "warm"} {
 		m := got.Modes[name]
 		if m == nil || len(m.ReadyMs) != 1 || m.MedianMs <= 0 || m.MedianMs != m.ReadyMs[0] || m.FirstReadMs == nil || m.SecondReadMs == nil ||
 			len(m.Pages) != 1 || m.Pages[0].FirstMs.Median <= 0 || m.Pages[0].SecondMs.Median <= 0 || len(m.Residue) != 1 {
