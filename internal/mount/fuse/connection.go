@@ -52,7 +52,7 @@ type Connection struct {
 	Device *os.File
 	// Tree is the root directory of the file system, which is attached nowhere else.
 	Tree *os.File
-	// Init is a file with the kernel's first request: what it can do, said only once.
+	// Init is a file with the kernel's first request: what it can do, said only once. After it come numbers of backing files.
 	Init *os.File
 }
 
@@ -172,10 +172,11 @@ func (d *device) init(request []byte) (answer []byte, err error) {
 func (d *device) resume() error {
 	first := make([]byte, maxRequestBytes)
 	n, err := d.Init.ReadAt(first, 0)
-	if n == 0 {
-		return fmt.Errorf("read the kernel's first FUSE request: %w", err)
+	if n < inHeaderBytes {
+		return fmt.Errorf("read the kernel's first FUSE request: %d bytes: %w", n, err)
 	}
-	if _, err := d.init(first[:n]); err != nil {
+	length := binary.NativeEndian.Uint32(first)
+	if _, err := d.init(first[:min(n, int(length))]); err != nil {
 		return err
 	}
 	if d.fd, err = rawFD(d.Device); err != nil {

@@ -78,12 +78,14 @@ type Mounter struct {
 	log     *slog.Logger
 	report  report
 
-	keeper  *keeper.Client
-	device  *device
-	resumed bool // the connection is an earlier daemon's
-	treeFD  int
-	ctx     context.Context
-	cancel  context.CancelCauseFunc // lets fetches fail
+	keeper *keeper.Client
+	device *device
+	// backings is what a later daemon has to know of layers that are passed through.
+	backings *backings
+	resumed  bool // the connection is an earlier daemon's
+	treeFD   int
+	ctx      context.Context
+	cancel   context.CancelCauseFunc // lets fetches fail
 	// fetching and buffers bound the workers: how many fetch, and how many send.
 	fetching chan struct{}
 	buffers  chan []byte
@@ -160,19 +162,20 @@ func (m *Mounter) connect(ctx context.Context, opts Options) error {
 		}
 		m.resumed = err == nil
 	}
-	if m.resumed {
-		for _, layer := range opts.Layers {
-			if _, err := m.add(layer, true); err != nil {
-				m.log.Error("reads of a layer fail: it cannot be taken over", "err", err)
-			}
-		}
-	} else {
+	if !m.resumed {
 		var err error
 		if m.device, err = openDevice(nil, server()); err != nil {
 			return err
 		}
 	}
 	var err error
+	var numbers map[uint64]int32
+	if m.backings, numbers, err = loadBackings(m.device.Init); err != nil {
+		return err
+	}
+	if m.resumed {
+		m.inherit(opts.Layers, numbers)
+	}
 	if m.treeFD, err = rawFD(m.device.Tree); err != nil {
 		return err
 	}
@@ -182,6 +185,24 @@ func (m *Mounter) connect(ctx context.Context, opts Options) error {
 	return m.keeper.Hold(ctx, map[digest.Digest]*os.File{
 		keeper.FUSEDevice: m.device.Device, keeper.FUSETree: m.device.Tree, keeper.FUSEInit: m.device.Init,
 	})
+}
+
+// inherit makes the nodes of an earlier daemon's mounts.
+func (m *Mounter) inherit(layers []mount.Layer, numbers map[uint64]int32) {
+	for _, layer := range layers {
+		n, err := m.add(layer, true)
+		if err != nil {
+			m.log.Error("reads of a layer fail: it cannot be taken over", "err", err)
+			continue
+		}
+		if number := numbers[n.id]; number != 0 {
+			n.backing = number
+			delete(numbers, n.id)
+		}
+	}
+	for node, number := range numbers { // of mounts that are no more
+		m.closeBacking(node, number)
+	}
 }
 
 // heldBy returns the connection that the keeper holds, or nil.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -133,6 +134,64 @@ func TestPassthrough(t *testing.T) {
 	m.Handover(t.Context()) // nobody holds the connection: it is dead
 	read(f)
 	if _, err := mount.Unmount(t.Context(), spec.Dir); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHandoverPassthrough: a layer that an earlier daemon passed through is opened again in the same way, which is all the kernel allows.
+func TestHandoverPassthrough(t *testing.T) {
+	m, source, image, spec := mounted(t, 1<<20, true)
+	id := nodeID(image.Layers[0].Blob)
+	number := m.node(id).passthrough(m)
+	if number == 0 {
+		t.Skip("the kernel has no FUSE passthrough")
+	}
+	layers := slices.Clone(spec.Layers)
+	for range 2 {
+		held, err := m.Connection()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Handover(t.Context())
+		if m, err = New(t.Context(), Options{Handler: source, Connection: held, Layers: layers, Log: testLog(t)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Adopt(spec); err != nil {
+			t.Fatal(err)
+		}
+		layers[0].File, layers[0].Complete = image.Layers[0].First, false // as one that is not yet believed after a crash
+	}
+	again := spec
+	again.Dir = t.TempDir()
+	if err := m.Mount(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(again.Dir, "f")); err != nil || !bytes.Equal(got, image.Data("f")) {
+		t.Errorf("read: %v", err)
+	}
+	if stats := m.Stats(); stats != (Stats{}) {
+		t.Errorf("requests for a layer that is passed through: %+v", stats)
+	}
+	if got := m.node(id).passthrough(m); got != number {
+		t.Errorf("number %d, want %d", got, number)
+	}
+	for _, dir := range []string{spec.Dir, again.Dir} {
+		if err := m.Unmount(t.Context(), dir); err != nil {
+			t.Error(err)
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); m.node(id) != nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("layer is not forgotten")
+		}
+	}
+	if _, left, err := loadBackings(m.device.Init); err != nil || len(left) != 0 {
+		t.Errorf("numbers are left: %v, %v", left, err)
+	}
+	if err := m.Mount(t.Context(), spec); err != nil {
+		t.Errorf("mount of a layer that was forgotten: %v", err)
+	}
+	if err := m.Close(); err != nil {
 		t.Error(err)
 	}
 }

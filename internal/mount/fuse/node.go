@@ -84,7 +84,7 @@ func (m *Mounter) add(layer mount.Layer, inherited bool) (*node, error) {
 		}
 		return known, nil
 	}
-	n := &node{blob: layer.Blob, id: id, sizeBytes: layer.SizeBytes, fd: fd, awaited: inherited, noBacking: inherited}
+	n := &node{blob: layer.Blob, id: id, sizeBytes: layer.SizeBytes, fd: fd, awaited: inherited}
 	n.complete.Store(layer.Complete)
 	nodes := maps.Clone(*m.nodes.Load())
 	nodes[id] = n
@@ -135,15 +135,15 @@ func (m *Mounter) tidy() {
 	}
 	m.nodes.Store(&nodes)
 	for _, n := range unused {
-		n.close(m.device)
+		n.close(m)
 	}
 }
 
-func (n *node) close(d *device) {
+func (n *node) close(m *Mounter) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.backing != 0 {
-		d.closeBacking(n.backing)
+		m.closeBacking(n.id, n.backing)
 	}
 	n.backing, n.noBacking, n.forgotten = 0, true, true
 	if n.reads == 0 {
@@ -170,21 +170,34 @@ func (n *node) letGo() {
 	}
 }
 
-// passthrough returns the kernel's number for the layer file, or 0 where reads must come to us.
+// passthrough returns the kernel's number for the layer file, or 0 where reads must come to us. A file that was passed through once is
+// from then on: it was complete, and the kernel allows nothing else while that open lasts.
 func (n *node) passthrough(m *Mounter) int32 {
-	if !n.complete.Load() {
-		return 0
-	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.backing == 0 && !n.noBacking {
-		var err error
-		if n.backing, err = m.device.openBacking(n.fd); err != nil {
-			n.noBacking = true
-			m.log.Debug("no FUSE passthrough for layer", "layer", n.blob, "err", err)
+	if n.backing != 0 || n.noBacking || !n.complete.Load() {
+		return n.backing
+	}
+	number, err := m.device.openBacking(n.fd)
+	if err == nil {
+		if err = m.backings.put(n.id, number); err != nil {
+			m.device.closeBacking(number)
 		}
 	}
+	if err != nil {
+		n.noBacking = true
+		m.log.Debug("no FUSE passthrough for layer", "layer", n.blob, "err", err)
+		return 0
+	}
+	n.backing = number
 	return n.backing
+}
+
+func (m *Mounter) closeBacking(node uint64, number int32) {
+	if err := m.backings.drop(node); err != nil {
+		m.log.Error("forget layer", "err", err)
+	}
+	m.device.closeBacking(number)
 }
 
 // files is what the kernel sees: a directory of layer files. Nothing ever changes in it, so it is told to remember all for ever.
