@@ -65,6 +65,7 @@ type Client struct {
 	conn    *net.UnixConn
 	process *os.Process // of the keeper, where this client started it
 	about   About       // the keeper
+	bye     bool        // goodbye was said
 	heir    bool        // this process is going to be another program
 	restart string      // the text of the last kindRestart
 	group   int         // -1: none
@@ -223,6 +224,7 @@ func (c *Client) Goodbye() {
 	if c.heir {
 		bye = kindHandover
 	}
+	c.bye = true // before it is said: the keeper ends the connection then, and is not gone
 	_ = send(c.conn, message{kind: bye}, -1)
 	gone := c.process != nil && len(c.layers) == 0 && !c.heir
 	process := c.process
@@ -316,10 +318,16 @@ func (c *Client) run(ctx context.Context) {
 				return
 			}
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || c.left() {
 			return
 		}
 	}
+}
+
+func (c *Client) left() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bye
 }
 
 func (c *Client) current() *net.UnixConn {
@@ -332,7 +340,7 @@ func (c *Client) current() *net.UnixConn {
 func (c *Client) replace(ctx context.Context, dead *net.UnixConn, cause error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || c.conn != dead {
+	if c.closed || c.bye || c.conn != dead {
 		return true
 	}
 	c.log.Error("keeper is gone: starting another", "cause", cause)

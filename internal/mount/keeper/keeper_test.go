@@ -370,3 +370,29 @@ func TestListenTwice(t *testing.T) {
 	}
 	again.Close()
 }
+
+// TestGoodbyeIsNoDeath says goodbye again and again with layers left: the keeper ends the connection, which is not to be taken for its death.
+func TestGoodbyeIsNoDeath(t *testing.T) {
+	opts := clientOptions(t)
+	file := tempFile(t, "a")
+	first := connect(t, opts)
+	t.Cleanup(func() { _, _ = first.process.Wait() })
+	begun := time.Now()
+	for c := first; ; c = connect(t, opts) {
+		if err := c.Hold(t.Context(), map[digest.Digest]*os.File{"a": file}); err != nil {
+			t.Fatal(err)
+		}
+		before := c.current()
+		last := time.Since(begun) > time.Second
+		if last {
+			c.Drop("a")
+		}
+		c.Goodbye()
+		if c.conn != before {
+			t.Fatal("another keeper, or the same once more, was connected to after goodbye")
+		}
+		if last {
+			return
+		}
+	}
+}

@@ -80,7 +80,7 @@ const renewed = 0
 func (c *Client) swap(ctx context.Context, conn *net.UnixConn, about About, process *os.Process) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closed || c.bye {
 		return net.ErrClosed
 	}
 	if err := c.giveAll(conn); err != nil {
