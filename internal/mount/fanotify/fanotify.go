@@ -70,7 +70,7 @@ type Mounter struct {
 	seen    mount.Seen
 	keeper  *keeper.Client
 	log     *slog.Logger
-	report  report
+	denials *mount.DeniedLog
 
 	group   *os.File
 	groupFD int            // of group; answers are written without going through its locks
@@ -107,7 +107,7 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 		opts.Seen = func(digest.Digest, int64, int64, int) {}
 	}
 	m := &Mounter{
-		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log},
+		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, denials: mount.NewDeniedLog(opts.Log),
 		served: make(chan struct{}), mounts: map[string][]digest.Digest{},
 	}
 	m.watches.Store(&map[fileID]*watch{})
@@ -148,7 +148,7 @@ func (m *Mounter) takeGroup(ctx context.Context, stale []group.Stale) (err error
 	if err != nil {
 		return explain(err)
 	}
-	if m.groupFD, err = rawFD(m.group); err != nil {
+	if m.groupFD, err = mount.RawFD(m.group); err != nil {
 		return err
 	}
 	if !inherited {

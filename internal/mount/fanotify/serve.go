@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/mount"
@@ -153,7 +154,11 @@ func (m *Mounter) answer(r request, err error, panicked any) {
 	} else {
 		m.denied.Add(1)
 		answerErr = group.Deny(m.groupFD, r.event)
-		m.report.denied(r, err)
+		var blob digest.Digest
+		if r.layer != nil {
+			blob = r.layer.blob
+		}
+		m.denials.Denied(blob, r.off, r.n, err, "pid", r.pid)
 	}
 	if answerErr != nil {
 		m.log.Error("answer event: its reader waits for a restart", "err", answerErr)

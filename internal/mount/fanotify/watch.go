@@ -30,7 +30,7 @@ type watch struct {
 }
 
 func newWatch(blob digest.Digest, file *os.File) (*watch, error) {
-	fd, err := rawFD(file)
+	fd, err := mount.RawFD(file)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func watchable(layer mount.Layer, known *watch) (*watch, error) {
 		return nil, errors.New("not complete, and no descriptor given")
 	}
 	if known != nil {
-		fd, err := rawFD(layer.File)
+		fd, err := mount.RawFD(layer.File)
 		if err != nil {
 			return nil, err
 		}

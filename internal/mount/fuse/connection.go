@@ -72,7 +72,7 @@ func (c *Connection) Duplicate() (*Connection, error) {
 		from *os.File
 		to   **os.File
 	}{{c.Device, &dup.Device}, {c.Tree, &dup.Tree}, {c.Init, &dup.Init}} {
-		fd, err := rawFD(f.from)
+		fd, err := mount.RawFD(f.from)
 		if err == nil {
 			fd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 		}
@@ -179,7 +179,7 @@ func (d *device) resume() error {
 	if _, err := d.init(first[:min(n, int(length))]); err != nil {
 		return err
 	}
-	if d.fd, err = rawFD(d.Device); err != nil {
+	if d.fd, err = mount.RawFD(d.Device); err != nil {
 		return err
 	}
 	if err := unix.SetNonblock(d.fd, true); err != nil {
@@ -253,18 +253,4 @@ func (d *device) openBacking(fd int) (int32, error) {
 
 func (d *device) closeBacking(id int32) {
 	_, _, _ = unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), iocBackingClose, uintptr(unsafe.Pointer(&id)))
-}
-
-// rawFD returns the number of a file's descriptor, good as long as the file is open. File.Fd would make a
-// descriptor in the poller blocking for all who share it.
-func rawFD(f *os.File) (int, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, fmt.Errorf("use descriptor of %s: %w", f.Name(), err)
-	}
-	number := -1
-	if err := raw.Control(func(fd uintptr) { number = int(fd) }); err != nil {
-		return -1, fmt.Errorf("use descriptor of %s: %w", f.Name(), err)
-	}
-	return number, nil
 }

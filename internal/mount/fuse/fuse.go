@@ -76,7 +76,7 @@ type Mounter struct {
 	handler mount.Handler
 	seen    mount.Seen
 	log     *slog.Logger
-	report  report
+	denials *mount.DeniedLog
 
 	keeper *keeper.Client
 	device *device
@@ -117,7 +117,7 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 	}
 	readers := max(runtime.GOMAXPROCS(0), 2)
 	m := &Mounter{
-		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, report: report{log: opts.Log}, mounts: map[string][]uint64{},
+		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, denials: mount.NewDeniedLog(opts.Log), mounts: map[string][]uint64{},
 		fetching: make(chan struct{}, opts.Workers), buffers: make(chan []byte, readers),
 	}
 	for range readers {
@@ -176,7 +176,7 @@ func (m *Mounter) connect(ctx context.Context, opts Options) error {
 	if m.resumed {
 		m.inherit(opts.Layers, numbers)
 	}
-	if m.treeFD, err = rawFD(m.device.Tree); err != nil {
+	if m.treeFD, err = mount.RawFD(m.device.Tree); err != nil {
 		return err
 	}
 	if m.keeper == nil {

@@ -40,7 +40,7 @@ func FuzzRequest(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	m := &Mounter{handler: halfThere{}, log: slog.New(slog.DiscardHandler), report: report{log: slog.New(slog.DiscardHandler)},
+	m := &Mounter{handler: halfThere{}, log: slog.New(slog.DiscardHandler), denials: mount.NewDeniedLog(slog.New(slog.DiscardHandler)),
 		mounts: map[string][]uint64{}, fetching: make(chan struct{}, 1), buffers: make(chan []byte, 1)}
 	m.buffers <- nil
 	m.nodes.Store(&map[uint64]*node{})

@@ -104,7 +104,7 @@ func layerFD(layer mount.Layer) (int, error) {
 		}
 		return fd, nil
 	}
-	fd, err := rawFD(layer.File)
+	fd, err := mount.RawFD(layer.File)
 	if err != nil {
 		return -1, err
 	}

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -187,48 +185,12 @@ func (m *Mounter) send(r read, b []byte) bool {
 // deny fails a read.
 func (m *Mounter) deny(r read, cause error) {
 	m.denied.Add(1)
-	m.report.denied(r, cause)
+	var blob digest.Digest
+	if r.node != nil {
+		blob = r.node.blob
+	}
+	m.denials.Denied(blob, r.off, r.n, cause, "pid", r.pid)
 	if err := m.device.fail(r.unique, unix.EIO); err != nil {
 		m.log.Error("answer FUSE request: its reader waits for a restart", "err", err)
-	}
-}
-
-const (
-	reportEvery     = time.Minute // a line for the same place
-	reportKeep      = 1024        // places remembered
-	reportShiftBits = 20          // a place is this much of a layer
-)
-
-// report logs failed reads, each MiB of a layer once a minute: a reader that tries again must not fill the disk.
-type report struct {
-	log *slog.Logger
-
-	mu   sync.Mutex // guards said
-	said map[reportKey]time.Time
-}
-
-type reportKey struct {
-	layer digest.Digest
-	place int64
-}
-
-func (p *report) denied(r read, cause error) {
-	key := reportKey{place: r.off >> reportShiftBits}
-	if r.node != nil {
-		key.layer = r.node.blob
-	}
-	now := time.Now()
-	p.mu.Lock()
-	last, ok := p.said[key]
-	if p.said == nil || len(p.said) >= reportKeep {
-		p.said = make(map[reportKey]time.Time)
-	}
-	quiet := ok && now.Sub(last) < reportEvery
-	if !quiet {
-		p.said[key] = now
-	}
-	p.mu.Unlock()
-	if !quiet {
-		p.log.Error("denied a read", append([]any{"layer", key.layer, "off", r.off, "count", r.n, "cause", cause}, mount.HintOf(cause)...)...)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	protocol "github.com/hanwen/go-fuse/v2/fuse"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
 	"github.com/thaw-project/thaw/internal/testenv"
 )
@@ -35,7 +36,7 @@ func stuckMain() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	tree, err := rawFD(d.Tree)
+	tree, err := mount.RawFD(d.Tree)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
