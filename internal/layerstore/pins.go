@@ -117,6 +117,16 @@ func (p *pins) ownersLocked(blob digest.Digest) []string {
 // Pin makes an owner ("mount:ID", "image:sha256:...") keep layers, here or still
 // to come, until Unpin. It is durable when it returns.
 func (s *Store) Pin(owner string, blobs ...digest.Digest) error {
+	return s.pin(owner, blobs, false)
+}
+
+// Repin makes an owner keep exactly these layers, in one step: a crash leaves its
+// old pins or the new ones. It is durable when it returns.
+func (s *Store) Repin(owner string, blobs ...digest.Digest) error {
+	return s.pin(owner, blobs, true)
+}
+
+func (s *Store) pin(owner string, blobs []digest.Digest, only bool) error {
 	if owner == "" {
 		return errors.New("pin layers: no owner")
 	}
@@ -128,31 +138,11 @@ func (s *Store) Pin(owner string, blobs ...digest.Digest) error {
 	s.pins.mu.Lock()
 	defer s.pins.mu.Unlock()
 	old := s.pins.byOwner[owner]
-	next := slices.Compact(slices.Sorted(slices.Values(slices.Concat(old, blobs))))
-	if slices.Equal(old, next) {
-		return nil
+	if !only {
+		blobs = slices.Concat(old, blobs)
 	}
-	if err := s.pins.change(owner, next); err != nil {
-		return fmt.Errorf("pin layers for %s: %w", owner, err)
-	}
-	return nil
-}
-
-// Repin makes an owner keep exactly these layers, in one step: a crash leaves its
-// old pins or the new ones. It is durable when it returns.
-func (s *Store) Repin(owner string, blobs ...digest.Digest) error {
-	if owner == "" {
-		return errors.New("pin layers: no owner")
-	}
-	for _, d := range blobs {
-		if err := checkDigest(d); err != nil {
-			return fmt.Errorf("pin layers for %s: %w", owner, err)
-		}
-	}
-	s.pins.mu.Lock()
-	defer s.pins.mu.Unlock()
 	next := slices.Compact(slices.Sorted(slices.Values(blobs)))
-	if slices.Equal(s.pins.byOwner[owner], next) {
+	if slices.Equal(old, next) {
 		return nil
 	}
 	if err := s.pins.change(owner, next); err != nil {
