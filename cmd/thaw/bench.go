@@ -92,6 +92,8 @@ that a start was seen to get by with. docs/formats/bench.md describes the JSON.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too noisy to say (a mode's middle
 half of runs lies further apart than --max-spread of its median), 130 interrupted.`,
+		Example: `  thaw bench --image oci:./layout:nginx --ready http://127.0.0.1:8080/ --runs 10
+  thaw bench --image registry.example.com/app:1.2 --ready tcp:8080 --latency 20ms --bandwidth 250MB`,
 		Args: func(_ *cobra.Command, args []string) error {
 			opts.args = args
 			return nil
@@ -127,6 +129,7 @@ half of runs lies further apart than --max-spread of its median), 130 interrupte
 	f.StringVar(&opts.jsonFile, "json-file", "", "also write the JSON to this file")
 	complete(cmd, "mode", benchModes...)
 	complete(cmd, "net", lab.Profiles...)
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE)
 	return cmd
 }
 

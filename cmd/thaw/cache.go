@@ -14,10 +14,18 @@ import (
 )
 
 func newCacheCommand(g *globalOptions) *cobra.Command {
-	cmd := &cobra.Command{Use: "cache", Short: "What is on this node", Args: cobra.NoArgs}
+	return group(&cobra.Command{
+		Use: "cache", Short: "What is on this node: layers, who pins them, what can go",
+		Example: `  thaw cache ls
+  thaw cache rm registry.example.com/app:1.2
+  thaw cache gc`,
+	}, newCacheLsCommand(g), newCacheRmCommand(g), newCacheGCCommand(g), newCacheUnpinCommand(g))
+}
+
+func newCacheLsCommand(g *globalOptions) *cobra.Command {
 	var asJSON bool
-	ls := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the layers on this node: how much is here, who pins them", Args: cobra.NoArgs,
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the layers on this node: how much is here, who pins them", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.connect(cmd.Context())
 			if err != nil {
@@ -40,9 +48,17 @@ func newCacheCommand(g *globalOptions) *cobra.Command {
 			return err
 		},
 	}
-	ls.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	rm := &cobra.Command{
-		Use: "rm IMAGE|DIGEST", Short: "Forget an image and what then nobody needs, or one layer", Args: exactArgs("IMAGE|DIGEST"),
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func newCacheRmCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "rm IMAGE|DIGEST", Short: "Forget an image and what then nobody needs, or one layer",
+		Long: `Forget an image, its pins and recorded starts, and remove what then nobody needs;
+or remove one layer by its DIGEST, if nothing uses or pins it. What a mount uses
+stays until it is gone. The digests of the layers that went are printed, one a line.`,
+		Args: exactArgs("IMAGE|DIGEST"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := g.connect(cmd.Context())
 			if err != nil {
@@ -52,8 +68,11 @@ func newCacheCommand(g *globalOptions) *cobra.Command {
 			return printRemoved(cmd, removed, err)
 		},
 	}
-	gc := &cobra.Command{
-		Use: "gc", Short: "Remove the layers that no mount uses and no pulled image pins, and what belonged to them", Args: cobra.NoArgs,
+}
+
+func newCacheGCCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
+		Use: "gc", Short: "Remove the layers that no mount uses and no pulled image pins, and what belonged to them", Args: noArgs,
 		Long: `Remove the layers that no mount uses and no pulled image pins, forget the images
 that are neither mounted nor pulled, and remove their indexes and metadata. An
 index that was made on this node is kept for a week after its last use: making
@@ -67,7 +86,10 @@ it again costs the whole image. thaw cache rm IMAGE removes it at once.`,
 			return printRemoved(cmd, removed, err)
 		},
 	}
-	unpin := &cobra.Command{
+}
+
+func newCacheUnpinCommand(g *globalOptions) *cobra.Command {
+	return &cobra.Command{
 		Use: "unpin IMAGE|OWNER", Short: "Let go of what a pulled image, or another owner of pins, keeps; nothing is removed yet", Args: exactArgs("IMAGE|OWNER"),
 		Long: `Let go of the layers that a pulled image, or another owner that thaw cache ls lists
 under PINS, keeps. They stay until they are evicted, or until thaw cache gc. The
@@ -80,8 +102,6 @@ owner lost-pins has what was here when the file of all pins was damaged.`,
 			return c.Unpin(cmd.Context(), absLayout(args[0]))
 		},
 	}
-	cmd.AddCommand(ls, rm, gc, unpin)
-	return cmd
 }
 
 func printLayers(w io.Writer, layers []api.Layer) error {

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+
 	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
 
-	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 )
@@ -117,70 +115,4 @@ func (g *globalOptions) daemonArgs(root string) []string {
 		args = append(args, "--config", g.config)
 	}
 	return args
-}
-
-// imageFlags are the flags of all commands that take an image.
-type imageFlags struct {
-	index     string
-	pull      string
-	plainHTTP bool
-}
-
-func (f *imageFlags) request(image string) api.ImageRequest {
-	r := api.ImageRequest{Image: absLayout(image), Index: f.index, Pull: f.pull, PlainHTTP: f.plainHTTP}
-	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
-		r.DockerConfig, _ = filepath.Abs(dir)
-	} else if home, err := os.UserHomeDir(); err == nil {
-		r.DockerConfig = filepath.Join(home, ".docker")
-	}
-	return r
-}
-
-// absLayout makes the directory of an oci: reference absolute: the daemon is
-// somewhere else.
-func absLayout(image string) string {
-	const prefix = "oci:"
-	if len(image) <= len(prefix) || image[:len(prefix)] != prefix || image[len(prefix)] == '/' {
-		return image
-	}
-	wd, err := os.Getwd()
-	if err != nil {
-		return image
-	}
-	return prefix + filepath.Clean(wd) + "/" + image[len(prefix):]
-}
-
-// progress shows what a long call does on one line of a terminal, and warnings
-// always.
-type progress struct {
-	w     io.Writer
-	tty   bool
-	shown bool
-	name  string
-}
-
-func newProgress(w io.Writer, name string) *progress {
-	f, ok := w.(*os.File)
-	return &progress{w: w, name: name, tty: ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"}
-}
-
-func (p *progress) event(e api.Event) {
-	if e.Warning != "" {
-		p.clear()
-		fmt.Fprintf(p.w, "thaw: warning: %s\n", e.Warning)
-	}
-	if e.Progress == nil || !p.tty {
-		return
-	}
-	p.shown = true
-	done, total := e.Progress.Done, max(e.Progress.Total, 1)
-	fmt.Fprintf(p.w, "\r\x1b[K%s: %s %3d%% (%s of %s)", p.name, e.Progress.Step, 100*done/total,
-		units.HumanSize(float64(done)), units.HumanSize(float64(e.Progress.Total)))
-}
-
-func (p *progress) clear() {
-	if p.shown {
-		fmt.Fprint(p.w, "\r\x1b[K")
-		p.shown = false
-	}
 }

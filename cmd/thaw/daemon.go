@@ -37,6 +37,7 @@ type daemonOptions struct {
 	mount       string
 	background  string
 	idleExit    time.Duration
+	idleExitSet bool // --idle-exit was given: 0 is a value
 	grace       time.Duration
 	maxSize     string
 	minFree     string
@@ -65,36 +66,46 @@ after it is back. After --read-timeout a read fails with EIO; the next one waits
 anew. What is here is read as ever.
 
 --upgrade is for the program of a new version, or the same: the running daemon
-becomes this program, with its flags, and then the keeper is replaced. Readers wait meanwhile. A
-program that does not work is refused before anything has changed; should it die
-at its start, the keeper goes back to the one before. A program that speaks another
-version of the keeper's protocol is refused too: end what is mounted first.
+becomes this program, with its flags, and then the keeper is replaced. Readers
+wait meanwhile. A program that does not work is refused before anything has
+changed; should it die at its start, the keeper goes back to the one before. A
+program that speaks another version of the keeper's protocol is refused too: end
+what is mounted first.
 
 Exit codes: 0 it was stopped or left, or was upgraded, 1 it failed, 3 another
 daemon runs.`,
-		Args: cobra.NoArgs,
+		Example: `  thaw daemon status --json
+  thaw daemon --idle-exit=0s --cache-max-size=50GB
+  thaw daemon --upgrade`,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			opts.idleExitSet = cmd.Flags().Changed("idle-exit")
 			if opts.upgrade {
 				return runUpgrade(cmd, g)
 			}
 			return runDaemon(cmd, g, &opts)
 		},
 	}
-	cmd.Flags().StringVar(&opts.trust, "trust", "", "which indexes are taken: any, local (built on this node), signed (with --trust-key, or local) (default any)")
-	cmd.Flags().StringVar(&opts.trustKey, "trust-key", "", "file of a public key in PEM, as cosign or openssl write it")
-	complete(cmd, "trust", trust.Any, trust.Local, trust.Signed)
-	cmd.Flags().BoolVar(&opts.upgrade, "upgrade", false, "have the running daemon go on as this program")
-	cmd.Flags().StringVar(&opts.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
-	cmd.Flags().StringVar(&opts.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
-	cmd.Flags().DurationVar(&opts.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; negative: never)")
-	cmd.Flags().DurationVar(&opts.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
-	cmd.Flags().DurationVar(&opts.readTimeout, "read-timeout", 0, "how long a read waits for a registry that is gone before it fails (default 1m)")
-	cmd.Flags().StringVar(&opts.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
-	cmd.Flags().StringVar(&opts.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
-	cmd.Flags().StringVar(&opts.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
-	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
+	opts.bind(cmd)
 	cmd.AddCommand(newDaemonStatusCommand(g), newDaemonStopCommand(g))
 	return cmd
+}
+
+func (o *daemonOptions) bind(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.trust, "trust", "", "which indexes are taken: any, local (built on this node), signed (with --trust-key, or local) (default any)")
+	f.StringVar(&o.trustKey, "trust-key", "", "file of a public key in PEM, as cosign or openssl write it")
+	complete(cmd, "trust", trust.Any, trust.Local, trust.Signed)
+	f.BoolVar(&o.upgrade, "upgrade", false, "have the running daemon go on as this program")
+	f.StringVar(&o.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
+	f.StringVar(&o.background, "background", "", "rate of all background hydration in bytes a second, such as 20MB (default no limit)")
+	f.DurationVar(&o.idleExit, "idle-exit", 0, "leave when nothing was mounted for so long (default 1m; 0s: never)")
+	f.DurationVar(&o.grace, "grace", 0, "how long readers wait for a new daemon after one died (default 30s)")
+	f.DurationVar(&o.readTimeout, "read-timeout", 0, "how long a read waits for a registry that is gone before it fails (default 1m)")
+	f.StringVar(&o.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
+	f.StringVar(&o.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
+	f.StringVar(&o.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
+	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 }
 
 func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error {
@@ -143,8 +154,8 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if o.background != "" {
 		cfg.Background = o.background
 	}
-	if o.idleExit != 0 {
-		cfg.IdleExit = config.Duration(max(o.idleExit, 0))
+	if o.idleExitSet {
+		cfg.IdleExit = config.Duration(o.idleExit)
 	}
 	if o.grace != 0 {
 		cfg.Grace = config.Duration(o.grace)
@@ -178,7 +189,7 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
 	return daemon.Config{Root: root, Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
-		IdleExit: time.Duration(cfg.IdleExit), Grace: time.Duration(cfg.Grace),
+		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
 }
@@ -230,7 +241,7 @@ func (o *daemonOptions) args() []string {
 	if o.background != "" {
 		args = append(args, "--background", o.background)
 	}
-	if o.idleExit != 0 {
+	if o.idleExitSet {
 		args = append(args, "--idle-exit", o.idleExit.String())
 	}
 	if o.grace != 0 {
@@ -286,7 +297,7 @@ func newKeeperCommand(g *globalOptions) *cobra.Command {
 func newDaemonStatusCommand(g *globalOptions) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "status", Short: "Describe the running daemon: pid, version, mounts, memory", Args: cobra.NoArgs,
+		Use: "status", Short: "Describe the running daemon: pid, version, mounts, memory", Args: noArgs,
 		Long: "Describe the running daemon.\n\nExit codes: 0 it runs, 1 none runs or it does not answer.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.client()
@@ -344,7 +355,7 @@ func printStatus(w io.Writer, s *api.Status) error {
 func newDaemonStopCommand(g *globalOptions) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "stop", Short: "End the daemon; refuses while something is mounted", Args: cobra.NoArgs,
+		Use: "stop", Short: "End the daemon; refuses while something is mounted", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.client()
 			if err != nil {

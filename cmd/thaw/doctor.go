@@ -49,7 +49,7 @@ func newDoctorCommand(g *globalOptions) *cobra.Command {
 and read, in the state directory.
 
 Exit codes: 0 images can be run (perhaps not lazily), 1 they cannot.`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := g.load()
 			if err != nil {

@@ -101,7 +101,7 @@ func (m *manager) notified(text string, fds []int) {
 // start starts the service, with the store, and waits until it is ready.
 func (m *manager) start() {
 	m.node.Helper()
-	cmd := m.node.command("daemon", "--idle-exit=-1s", "--log-level=info")
+	cmd := m.node.command("daemon", "--idle-exit=0s", "--log-level=info")
 	cmd.Args = append([]string{"sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh", "/proc/self/exe"}, cmd.Args[1:]...)
 	exe, err := os.Executable()
 	if err != nil {

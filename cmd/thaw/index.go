@@ -23,15 +23,12 @@ import (
 )
 
 func newIndexCommand(g *globalOptions) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "index",
 		Short: "Make, inspect, verify and sign the index of an image",
 		Long: `Make, inspect, verify and sign the index of an image. None of these needs root, a daemon
 or a mount.`,
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g), newIndexSignCommand(g))
-	return cmd
+	}, newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g), newIndexSignCommand(g))
 }
 
 // indexTask is what the index commands share: an image, its repository and the
@@ -87,6 +84,8 @@ order, as one blob, which a later start on any node streams in first. auto takes
 what this node recorded of the image's starts (thaw trace ls), or else of another
 image of its repository, by the files that both have; a FILE is what thaw trace
 export wrote. thaw optimize records a start and does all of it.`,
+		Example: `  thaw index build --push registry.example.com/app:1.2
+  thaw index build --push --trace auto registry.example.com/app:1.2`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runIndexBuild(cmd, g, &opts, args[0]) },
 	}

@@ -31,6 +31,8 @@ signatures that cosign made. The index is the one that was built here; another
 one that lies beside the image is signed when its digest is given.
 
 KEY is a private key in PEM. A password is taken from COSIGN_PASSWORD.`,
+		Example: `  thaw index build --push registry.example.com/app:1.2
+  thaw index sign --key cosign.key registry.example.com/app:1.2`,
 		Args: exactArgs("IMAGE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return runIndexSign(cmd, g, &opts, args[0]) },
 	}

@@ -155,7 +155,9 @@ of its layers, against the image's layers: every layer is read whole, its digest
 are proven, each span and each file's metadata is compared with the index, and each
 access point is decoded from.
 
-Exit codes: 0 the index is right, 1 it is not, or it could not be checked.`,
+Exit codes: 0 the index is right, 1 it is not, or it could not be checked, 2 wrong usage.`,
+		Example: `  thaw index verify registry.example.com/app:1.2
+  thaw index verify head.bin registry.example.com/app:1.2`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 || len(args) == 2 {
 				return nil

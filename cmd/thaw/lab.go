@@ -17,13 +17,7 @@ import (
 )
 
 func newLabCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "lab",
-		Short: "A registry that behaves like one far away",
-		Args:  cobra.NoArgs,
-	}
-	cmd.AddCommand(newLabServeCommand())
-	return cmd
+	return group(&cobra.Command{Use: "lab", Short: "A registry that behaves like one far away"}, newLabServeCommand())
 }
 
 type labServeOptions struct {
@@ -72,7 +66,7 @@ Those of the body (reset, flip, stall, short) concern blobs unless match says el
 
 While it runs: GET /stats, POST /stats/reset, GET and POST /faults (a JSON array of
 such strings), POST /warm (read all blobs into the page cache).`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
 			defer stop()

@@ -119,20 +119,15 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted. thaw run passes
 on the container's exit code (see thaw run --help).`,
 		SilenceErrors: true, SilenceUsage: true,
 		Version: buildVersion(),
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q; thaw --help lists them", args[0])}
-			}
-			return nil
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.PersistentFlags().StringVar(&g.root, "root", "", "state directory (default /var/lib/thaw; env THAW_ROOT)")
 	cmd.PersistentFlags().StringVar(&g.config, "config", os.Getenv("THAW_CONFIG"), "configuration file (default /etc/thaw/config.toml; env THAW_CONFIG)")
 	cmd.PersistentFlags().StringVar(&g.level, "log-level", "warn", "what is logged to stderr: debug, info, warn, error")
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cmd.AddCommand(newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
+	complete(cmd, "log-level", "debug", "info", "warn", "error")
+	group(cmd, newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
 		newCacheCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand())
+	exitCodes(cmd)
 	return cmd
 }
 
@@ -170,14 +165,4 @@ func buildVersion() string {
 		}
 	}
 	return strings.Trim(info.Main.Version, "()")
-}
-
-// exactArgs is cobra.ExactArgs as a usage error that names the arguments.
-func exactArgs(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == len(names) {
-			return nil
-		}
-		return usageError{fmt.Errorf("want %s, got %d arguments; see %s --help", strings.Join(names, " "), len(args), cmd.CommandPath())}
-	}
 }

@@ -7,34 +7,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/thaw-project/thaw/internal/config"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 )
-
-// mountFlags are the flags of commands that mount.
-type mountFlags struct {
-	imageFlags
-	mode       string
-	background string
-}
-
-func (f *mountFlags) bind(cmd *cobra.Command) {
-	f.imageFlags.bind(cmd, api.PullMissing)
-	cmd.Flags().StringVar(&f.mode, "mount", api.ModeAuto, "how to mount: auto, fanotify, fuse, or eager (bring the whole image first)")
-	cmd.Flags().StringVar(&f.background, "background", "", "background hydration: off, or bytes a second such as 20MB (default no limit)")
-	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
-}
-
-func (f *mountFlags) mountRequest(image string) (api.MountRequest, error) {
-	if err := f.check(); err != nil {
-		return api.MountRequest{}, err
-	}
-	rate, err := config.ParseRate(f.background)
-	if err != nil {
-		return api.MountRequest{}, usageError{err}
-	}
-	return api.MountRequest{ImageRequest: f.request(image), Mode: f.mode, Background: rate}, nil
-}
 
 type mountOptions struct {
 	mountFlags
@@ -47,8 +21,14 @@ func newMountCommand(g *globalOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "mount IMAGE DIR",
 		Short: "Mount an image's root read-only, lazily",
-		Args:  exactArgs("IMAGE", "DIR"),
-		RunE:  func(cmd *cobra.Command, args []string) error { return runMount(cmd, g, &opts, args[0], args[1]) },
+		Long: `Mount an image's root on a directory, read-only, nosuid and nodev. It is there as
+soon as the image's metadata is; what is read is fetched when it is read, and the
+rest in the background. It stays until thaw umount, also when the daemon ends.`,
+		Example: `  thaw mount registry.example.com/app:1.2 /mnt/app
+  thaw mount --wait --json registry.example.com/app:1.2 /mnt/app
+  thaw umount /mnt/app`,
+		Args: exactArgs("IMAGE", "DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error { return runMount(cmd, g, &opts, args[0], args[1]) },
 	}
 	opts.bind(cmd)
 	cmd.Flags().BoolVar(&opts.wait, "wait", false, "return when the whole image is here and proven")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/indexer"
 	"github.com/thaw-project/thaw/internal/indexstore"
 )
@@ -44,7 +45,7 @@ bundle of the index, which later starts on any node stream in first.
 With --runs what at least half of the runs read is taken. Without --push index and
 bundle stay in the local store. It needs what thaw run needs.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage.`,
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.`,
 		Example: "  thaw optimize --ready http://127.0.0.1:8080/healthz --push registry.example.com/app:1.2",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -68,6 +69,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.`,
 	f.StringVarP(&opts.memory, "memory", "m", "", "memory limit, such as 512m")
 	f.StringVar(&opts.network, "network", "", "host or none (default host)")
 	f.StringVar(&opts.runtime, "runtime", "", "OCI runtime: a name or path (default crun or runc, which is installed)")
+	complete(cmd, "network", container.NetworkHost, container.NetworkNone)
 	return cmd
 }
 

@@ -57,6 +57,9 @@ without an index is brought whole, and its index made on the way.
 
 Exit codes: the container's own; 125 it could not be started, 126 its command
 cannot be executed, 127 its command was not found, 124 it was not --ready in time.`,
+		Example: `  thaw run registry.example.com/app:1.2
+  thaw run -it --entrypoint /bin/sh registry.example.com/app:1.2
+  thaw run --ready http://127.0.0.1:8080/healthz --timeline -m 512m registry.example.com/app:1.2`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError{errors.New("want an IMAGE; see thaw run --help")}

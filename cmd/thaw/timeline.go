@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -170,12 +168,5 @@ func (t *timeline) writeFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("encode timeline: %w", err)
 	}
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o644); err != nil {
-		return fmt.Errorf("write timeline: %w", err)
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return fmt.Errorf("write timeline: %w", err)
-	}
-	return nil
+	return writeFile(path, append(b, '\n'))
 }

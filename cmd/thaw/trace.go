@@ -2,11 +2,8 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -18,7 +15,7 @@ import (
 )
 
 func newTraceCommand(g *globalOptions) *cobra.Command {
-	cmd := &cobra.Command{
+	return group(&cobra.Command{
 		Use:   "trace",
 		Short: "What containers read when they started on this node",
 		Long: `What containers read when they started on this node. thaw run records each lazy
@@ -33,10 +30,7 @@ recorded by thaw run --record=false, or with record = false in the configuration
   thaw trace ls
   thaw trace show registry.example/app:1
   thaw trace export registry.example/app:1 app.trace`,
-		Args: cobra.NoArgs,
-	}
-	cmd.AddCommand(newTraceLsCommand(g), newTraceShowCommand(g), newTraceExportCommand(g), newTraceRmCommand(g))
-	return cmd
+	}, newTraceLsCommand(g), newTraceShowCommand(g), newTraceExportCommand(g), newTraceRmCommand(g))
 }
 
 // completeTraces offers the images that traces are of, from a daemon that runs.
@@ -64,7 +58,7 @@ func completeTraces(g *globalOptions) cobra.CompletionFunc {
 func newTraceLsCommand(g *globalOptions) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the recorded starts, by image and command", Args: cobra.NoArgs,
+		Use: "ls", Aliases: []string{"list"}, Short: "List the recorded starts, by image and command", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := g.connect(cmd.Context())
 			if err != nil {
@@ -180,24 +174,6 @@ the command that was started.`,
 			return writeFile(args[1], b)
 		},
 	}
-}
-
-// writeFile replaces a file: readers see all of it or none.
-func writeFile(path string, b []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(tmp.Name()) // nothing is there any more once it is renamed
-	_, err = tmp.Write(b)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }
 
 func newTraceRmCommand(g *globalOptions) *cobra.Command {
