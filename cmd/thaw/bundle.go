@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	digest "github.com/opencontainers/go-digest"
 
@@ -114,10 +116,7 @@ func (t *indexTask) carry(tr *trace.Trace, made *indexer.Result) (*trace.Trace, 
 // fetched through the index, and verified by it.
 func (t *indexTask) addBundle(ctx context.Context, made *indexer.Result, tr *trace.Trace, store string) error {
 	if store == "" {
-		if err := os.MkdirAll(t.cfg.Root, 0o700); err != nil {
-			return fmt.Errorf("make start-up bundle: %w", err)
-		}
-		dir, err := os.MkdirTemp(t.cfg.Root, ".tmp-bundle-*")
+		dir, err := t.scratch()
 		if err != nil {
 			return fmt.Errorf("make start-up bundle: %w", err)
 		}
@@ -135,6 +134,23 @@ func (t *indexTask) addBundle(ctx context.Context, made *indexer.Result, tr *tra
 	}
 	b.Created = tr.Created.Unix()
 	return made.Artifact.SetBundle(b)
+}
+
+// scratch makes a directory to put layers into, in the state directory. Those of
+// processes that were killed are removed: they may be as large as an image.
+func (t *indexTask) scratch() (string, error) {
+	const prefix = ".tmp-layers-"
+	if err := os.MkdirAll(t.cfg.Root, 0o700); err != nil {
+		return "", err
+	}
+	left, _ := filepath.Glob(filepath.Join(t.cfg.Root, prefix+"*")) // the pattern is right
+	for _, dir := range left {
+		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), prefix), "-")
+		if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
+			_ = os.RemoveAll(dir) // the next one tries again
+		}
+	}
+	return os.MkdirTemp(t.cfg.Root, fmt.Sprintf("%s%d-*", prefix, os.Getpid()))
 }
 
 // layerReader reads verified bytes of an image's layers.
@@ -256,7 +272,7 @@ func (t *indexTask) verifyBundle(ctx context.Context, f *foundIndex, made *index
 	if err := h.Check(made.Image); err != nil {
 		return "", err
 	}
-	dir, err := os.MkdirTemp(t.cfg.Root, ".tmp-verify-*")
+	dir, err := t.scratch()
 	if err != nil {
 		return "", fmt.Errorf("verify start-up bundle: %w", err)
 	}

@@ -66,6 +66,8 @@ Those of the body (reset, flip, stall, short) concern blobs unless match says el
 
 While it runs: GET /stats, POST /stats/reset, GET and POST /faults (a JSON array of
 such strings), POST /warm (read all blobs into the page cache).`,
+		Example: `  thaw lab serve --dir ./layout --net slow
+  thaw lab serve --dir ./layout --fault '5xx,after=20,first=10' --fault 'reset=100000,every=3'`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
@@ -81,6 +83,7 @@ such strings), POST /warm (read all blobs into the page cache).`,
 	flags.StringVar(&opts.dir, "dir", "", "OCI layout to serve (default none: only what is pushed)")
 	flags.StringVar(&opts.listen, "listen", "127.0.0.1:5000", "address; port 0 takes a free one")
 	flags.StringVar(&opts.net, "net", "cloud", "network: "+strings.Join(lab.Profiles, ", "))
+	complete(cmd, "net", lab.Profiles...)
 	flags.DurationVar(&opts.ttfb, "ttfb", 0, "time to first byte, instead of the network's")
 	flags.DurationVar(&opts.connect, "connect", 0, "cost of a new connection")
 	flags.StringVar(&opts.connRate, "conn-rate", "", "bytes/s of a connection (as 60MB), instead of the network's")
