@@ -124,8 +124,12 @@ func TestHostileImages(t *testing.T) {
 		want       string
 	}{
 		{"negative size", "late", func(_, in []byte) { le.PutUint64(in[inSize:], 1<<63) }, "out of range"},
-		{"file behind its device", "x", func(_, in []byte) { le.PutUint32(in[inSize:], 1<<31) }, "leave device"},
-		{"block in no device", "x", func(_, in []byte) { le.PutUint32(in[inU:], 5) }, "no device"},
+		{"file behind its device", "x", func(_, in []byte) {
+			le.PutUint32(in[inSize:], 1<<31)
+			le.PutUint32(in[inU:], chunkIndexes|chunkBitsMax)
+		}, "leaves device"},
+		{"chunk behind its device", "sparse", func(_, in []byte) { le.PutUint32(in[compactSize+chunkUnit+4:], 1<<20) }, "leaves device"},
+		{"plain file", "x", func(_, in []byte) { in[inFormat] &^= 7 << 1 }, "plain layout"},
 		{"4-byte chunks", "sparse", func(_, in []byte) { le.PutUint16(in[inU:], 0) }, "chunk format"},
 		{"chunk count", "sparse", func(_, in []byte) { le.PutUint32(in[inSize:], 1<<31) }, "chunks are too many"},
 		{"chunk device", "sparse", func(_, in []byte) { in[compactSize+chunkUnit+2] = 9 }, "leaves device"},

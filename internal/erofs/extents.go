@@ -17,17 +17,17 @@ func mergeNext(es []Extent) (Extent, []Extent) {
 	return e, es
 }
 
-// checkExtents decides how a regular file is mapped: nothing for an empty one, a
-// start block when it is one extent, else chunks of the largest size whose
-// multiples all borders are.
+// checkExtents decides how a regular file is mapped: nothing for an empty one, one
+// chunk when it is one extent, else chunks of the largest size whose multiples all
+// borders are.
 func (p *plan) checkExtents(n *node) (reason string) {
 	size := n.in.SizeBytes
 	if size < 0 {
 		return fmt.Sprintf("size %d", size)
 	}
-	end, borders, count := int64(0), int64(0), 0
+	end, borders := int64(0), int64(0)
 	var e Extent
-	for es := n.in.Extents; len(es) > 0; count++ {
+	for es := n.in.Extents; len(es) > 0; {
 		e, es = mergeNext(es)
 		if reason := p.checkExtent(e, end, size); reason != "" {
 			return reason
@@ -39,9 +39,6 @@ func (p *plan) checkExtents(n *node) (reason string) {
 		}
 	}
 	if size == 0 {
-		return ""
-	}
-	if count == 1 && e.Length == size && p.uniAddr[e.Device-1] != 0 {
 		return ""
 	}
 	n.layout = layoutChunkBased

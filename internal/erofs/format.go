@@ -70,7 +70,7 @@ const (
 // Device slot fields.
 const (
 	dsBlocks  = 64
-	dsUniAddr = 68
+	dsUniAddr = 68 // and what is behind it: 0
 )
 
 // Inode fields. Both versions share the first three and i_u at 16.
@@ -103,10 +103,7 @@ const (
 	// MaxPathBytes is the longest path of an inode, its slashes included.
 	MaxPathBytes = 64 << 10
 
-	// uniBase is the first block of the devices in the unified address space.
-	// The metadata itself ends before it, so it may take 4 GiB.
-	uniBase        = 1 << 23
-	maxImageBytes  = int64(uniBase) << blockBits
+	maxImageBytes  = 4 << 30
 	maxDeviceBytes = int64(nullAddr) << blockBits
 )
 

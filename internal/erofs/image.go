@@ -17,7 +17,6 @@ type Image struct {
 	epoch   mtime
 	inodes  uint64
 	devices []Device
-	uniAddr []int64
 
 	window    []byte // of the image, from windowOff
 	windowOff int64
@@ -78,15 +77,11 @@ func (img *Image) readDevices(slot int64, count int) error {
 		if err != nil {
 			return err
 		}
-		blocks, addr := int64(le.Uint32(b[dsBlocks:])), int64(le.Uint32(b[dsUniAddr:]))
-		if !allZero(b[dsUniAddr+4:]) { // Linux 6.15 gave meaning to some of it: high bits
-			return corrupt(off, "reserved field of a device is set")
-		}
-		if addr != 0 && (addr < img.size>>blockBits || addr+blocks > nullAddr) {
-			return corrupt(off, "device address %d is in the metadata or out of range", addr)
+		blocks := int64(le.Uint32(b[dsBlocks:]))
+		if !allZero(b[dsUniAddr:]) { // it has no place in the unified space; Linux 6.15 has high bits there
+			return corrupt(off, "field of a device is set that is not supported")
 		}
 		img.devices = append(img.devices, Device{strings.TrimRight(string(b[:deviceTagSize]), "\x00"), blocks << blockBits})
-		img.uniAddr = append(img.uniAddr, addr)
 	}
 	return nil
 }

@@ -18,23 +18,6 @@ import (
 	"github.com/thaw-project/thaw/internal/testenv"
 )
 
-// unified is an image and its layers in one address space. The other reader
-// knows devices for chunks only, so it is shown this.
-type unified struct {
-	image []byte
-	l     layers
-}
-
-func (u unified) ReadAt(p []byte, off int64) (int, error) {
-	for i, b := range u.l {
-		slot := u.image[superOffset+superSize+deviceSlotSize*i:]
-		if at := off - int64(le.Uint32(slot[dsUniAddr:]))<<blockBits; at >= 0 && at < int64(len(b)) {
-			return bytes.NewReader(b).ReadAt(p, at)
-		}
-	}
-	return bytes.NewReader(u.image).ReadAt(p, off)
-}
-
 // TestGoErofs has another reader see the same names, metadata and bytes.
 func TestGoErofs(t *testing.T) {
 	root, l := everything()
@@ -42,7 +25,7 @@ func TestGoErofs(t *testing.T) {
 	for _, b := range l {
 		devices = append(devices, bytes.NewReader(b))
 	}
-	img, err := goerofs.Open(unified{mustWrite(t, root, l.devices()), l}, goerofs.WithExtraDevices(devices...))
+	img, err := goerofs.Open(bytes.NewReader(mustWrite(t, root, l.devices())), goerofs.WithExtraDevices(devices...))
 	if err != nil {
 		t.Fatal(err)
 	}

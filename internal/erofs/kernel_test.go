@@ -111,19 +111,6 @@ func TestKernelManyDevices(t *testing.T) {
 	diffFacts(t, modelFacts(root, l), kernelFacts(t, mnt))
 }
 
-func TestKernelDeviceWithoutUnifiedAddress(t *testing.T) {
-	testenv.NeedRoot(t)
-	l := make(layers, 3)
-	root := dir()
-	for i := range l {
-		root.Children = append(root.Children, Dirent{fmt.Sprint(i), l.file(i, strings.Repeat("z", 1000*(i+1)))})
-	}
-	ds := l.devices()
-	ds[1].SizeBytes = maxDeviceBytes
-	mnt := mountImage(t, mustWrite(t, root, ds), l)
-	diffFacts(t, modelFacts(root, l), kernelFacts(t, mnt))
-}
-
 func TestKernelBigDirectory(t *testing.T) {
 	testenv.NeedRoot(t)
 	root := dir()

@@ -56,7 +56,6 @@ func (n *node) outBlocks() int64 { return blocksOf(n.dataBytes - int64(n.tailByt
 type plan struct {
 	nodes     []node
 	devices   []Device
-	uniAddr   []int64 // first block of each device in the unified space, 0 if it has no room there
 	times     map[mtime]int32
 	timeCount []int // of small inodes
 	epoch     mtime
@@ -74,7 +73,7 @@ func (a mtime) compare(b mtime) int {
 
 func newPlan(root *Inode, devices []Device) (*plan, error) {
 	p := &plan{devices: devices, times: map[mtime]int32{}}
-	if err := p.placeDevices(); err != nil {
+	if err := p.checkDevices(); err != nil {
 		return nil, err
 	}
 	if root == nil || root.Mode&ModeType != ModeDir {
@@ -93,18 +92,13 @@ func newPlan(root *Inode, devices []Device) (*plan, error) {
 	return p, p.place()
 }
 
-func (p *plan) placeDevices() error {
+func (p *plan) checkDevices() error {
 	if len(p.devices) > MaxDevices {
 		return fmt.Errorf("write erofs image: %d devices, at most %d are possible", len(p.devices), MaxDevices)
 	}
-	p.uniAddr = make([]int64, len(p.devices))
-	next := int64(uniBase)
 	for i, d := range p.devices {
 		if d.SizeBytes < 0 || d.SizeBytes > maxDeviceBytes || len(d.Tag) > deviceTagSize {
 			return fmt.Errorf("write erofs image: device %d: size %d or tag %q out of range", i+1, d.SizeBytes, d.Tag)
-		}
-		if end := next + d.SizeBytes>>blockBits; end < nullAddr {
-			p.uniAddr[i], next = next, end
 		}
 	}
 	return nil

@@ -176,22 +176,10 @@ func (img *Image) extents(in *Info) (cost int64, err error) {
 	switch {
 	case in.layout == layoutChunkBased:
 		return img.chunks(in)
-	case in.SizeBytes == 0:
-		return 0, nil
+	case in.SizeBytes != 0:
+		return 0, corrupt(in.pos, "a file of %d bytes in the plain layout is not supported", in.SizeBytes)
 	}
-	for i, addr := range img.uniAddr {
-		off := int64(in.u) - addr
-		if addr == 0 || off < 0 || off<<blockBits >= img.devices[i].SizeBytes {
-			continue
-		}
-		e := Extent{0, in.SizeBytes, uint16(i + 1), off << blockBits}
-		if in.SizeBytes > img.devices[i].SizeBytes-e.OffsetDevice {
-			return 0, corrupt(in.pos, "%d bytes at %d leave device %d", in.SizeBytes, e.OffsetDevice, e.Device)
-		}
-		in.Extents = []Extent{e}
-		return 0, nil
-	}
-	return 0, corrupt(in.pos, "block %d lies in no device", in.u)
+	return 0, nil
 }
 
 func (img *Image) chunks(in *Info) (cost int64, err error) {

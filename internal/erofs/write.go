@@ -24,7 +24,6 @@ func (p *plan) putDevices(img []byte) {
 		slot := img[superOffset+superSize+deviceSlotSize*i:]
 		copy(slot[:deviceTagSize], d.Tag)
 		le.PutUint32(slot[dsBlocks:], uint32(d.SizeBytes>>blockBits))
-		le.PutUint32(slot[dsUniAddr:], uint32(p.uniAddr[i]))
 	}
 }
 
@@ -91,12 +90,8 @@ func (p *plan) putInode(b []byte, n *node) {
 	switch n.kind() {
 	case ModeRegular:
 		size = in.SizeBytes
-		switch {
-		case n.layout == layoutChunkBased:
+		if size > 0 {
 			u = chunkIndexes | uint32(n.chunkBits)
-		case size > 0:
-			e := &in.Extents[0] // others only continue it
-			u = uint32(p.uniAddr[e.Device-1] + e.OffsetDevice>>blockBits)
 		}
 	case ModeChar, ModeBlock:
 		u = encodeDev(in.DevMajor, in.DevMinor)
