@@ -99,11 +99,15 @@ func (d *fuseDenier) deny(request []byte) {
 }
 
 func (d *fuseDenier) write(status int32, unique uint64) error {
+	return fuseAnswer(d.fd, status, unique)
+}
+
+func fuseAnswer(device int, status int32, unique uint64) error {
 	var b [fuseOutHeaderBytes]byte
 	binary.NativeEndian.PutUint32(b[:], fuseOutHeaderBytes)
 	binary.NativeEndian.PutUint32(b[4:], uint32(status))
 	binary.NativeEndian.PutUint64(b[8:], unique)
-	_, err := unix.Write(d.fd, b[:])
+	_, err := unix.Write(device, b[:])
 	return err
 }
 

@@ -136,6 +136,7 @@ type keeper struct {
 	confirmed   bool  // it answers calls
 	dying       bool  // it was at the last look
 	goodbye     bool  // the daemon that is away left on purpose
+	left        bool  // and events that it had read and did not answer
 	heir        *heir // non-nil: the process that becomes the next daemon
 
 	denier     *denier     // non-nil: nobody came in time

@@ -2,6 +2,7 @@ package keeper
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -350,6 +351,78 @@ func TestRestart(t *testing.T) {
 	last.Goodbye()
 	if err := stop(); err != nil {
 		t.Errorf("keeper: %v", err)
+	}
+}
+
+// TestGoodbye: a daemon that left on purpose is started again for readers, long after the grace time as well: nobody denies them meanwhile.
+func TestGoodbye(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, after func(t *testing.T, c *Client, kernel int)
+	}{
+		"who comes later": {after: func(t *testing.T, _ *Client, kernel int) {
+			request := make([]byte, fuseInHeaderBytes)
+			binary.NativeEndian.PutUint32(request[4:], fuseRead)
+			if _, err := unix.Write(kernel, request); err != nil {
+				t.Error(err)
+			}
+		}},
+		"who was not answered": {before: func(_ *testing.T, c *Client, _ int) { c.Pending().Put(1000, 1, 2, 3, 4) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			socket, fifo := filepath.Join(dir, "s"), filepath.Join(dir, "fifo")
+			if err := unix.Mkfifo(fifo, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.SetNonblock(pair[1], true); err != nil { // as /dev/fuse is opened
+				t.Fatal(err)
+			}
+			kernel, device := pair[0], os.NewFile(uintptr(pair[1]), "device")
+			defer unix.Close(kernel)
+			defer device.Close()
+			stop := run(t, Options{Socket: socket, Grace: time.Millisecond, RestartCommand: []string{"/bin/sh", "-c", "echo started > " + fifo}})
+			client := connect(t, ClientOptions{Socket: socket})
+			if err := client.Hold(t.Context(), map[digest.Digest]*os.File{FUSEDevice: device}); err != nil {
+				t.Fatal(err)
+			}
+			if c.before != nil {
+				c.before(t, client, kernel)
+			}
+			client.Goodbye()
+			answer := make([]byte, 100)
+			if n, err := unix.Read(kernel, answer); err != nil || n != fuseOutHeaderBytes || answer[4] != fuseNotifyResend {
+				t.Fatalf("the kernel is not asked for requests that were not answered: %x, %v", answer[:max(n, 0)], err)
+			}
+			if c.after != nil {
+				c.after(t, client, kernel)
+			}
+			started := make(chan struct{})
+			go func() {
+				defer close(started)
+				if _, err := os.ReadFile(fifo); err != nil {
+					t.Error(err)
+				}
+			}()
+			select {
+			case <-started:
+			case <-time.After(10 * time.Second):
+				t.Error("no daemon was started for the reader")
+				if err := os.WriteFile(fifo, nil, 0); err != nil { // lets go of the goroutine
+					t.Error(err)
+				}
+				<-started
+			}
+			client = connect(t, ClientOptions{Socket: socket})
+			client.Drop(FUSEDevice)
+			client.Goodbye()
+			if err := stop(); err != nil {
+				t.Errorf("keeper: %v", err)
+			}
+		})
 	}
 }
 

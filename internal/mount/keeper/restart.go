@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 )
 
 const (
@@ -45,14 +47,18 @@ func (k *keeper) disconnect() {
 }
 
 // away is the state between daemons: readers wait, and another daemon is started unless the last one left on purpose, or becomes the
-// next one itself. One that left on purpose is missed when somebody reads from what it left.
+// next one itself. One that left on purpose is missed when somebody reads from what it left: the grace time begins then.
 // The one that started the keeper has not been here yet; whoever started it notices its death.
 func (k *keeper) away() {
 	stopTimer(&k.grace)
+	if k.goodbye && len(k.opts.RestartCommand) > 0 && k.resend() {
+		// Nobody reads what is held meanwhile: whoever waits is seen, and has a daemon started, however late that is.
+		k.waiting, k.idle, k.left = time.Tick(wakeEvery), time.Tick(idleCheck), k.unanswered()
+		return
+	}
 	k.grace = time.NewTimer(k.opts.Grace)
 	switch {
-	case k.goodbye:
-		k.waiting = time.Tick(wakeEvery)
+	case k.goodbye: // nobody is to be started
 	case k.heir == nil && !k.connectedAt.IsZero():
 		k.scheduleRestart(true)
 	}
@@ -72,12 +78,43 @@ func (k *keeper) confirm(text string) {
 
 // wake starts a daemon for readers that wait although the last one left on purpose.
 func (k *keeper) wake() {
-	if len(k.opts.RestartCommand) == 0 || !k.readersWait() {
+	if len(k.opts.RestartCommand) == 0 || !k.left && !k.readersWait() {
 		return
 	}
 	k.log.Warn("somebody reads from what the daemon left mounted: starting another", "layers", len(k.layers))
 	k.goodbye, k.waiting = false, nil
+	k.grace = time.NewTimer(k.opts.Grace)
 	k.scheduleRestart(true)
+}
+
+// resend has the kernel send FUSE requests again that the last daemon did not answer. False: it cannot, so nobody would see them.
+func (k *keeper) resend() bool {
+	device, held := k.layers[FUSEDevice]
+	if !held {
+		return true
+	}
+	err := fuseAnswer(device, fuseNotifyResend, 0)
+	if err != nil {
+		k.log.Error("ask for FUSE requests that were not answered: their readers wait for a daemon", "err", err)
+	}
+	return err == nil
+}
+
+// unanswered says whether the last daemon left events that it had read.
+func (k *keeper) unanswered() bool {
+	if k.pending < 0 {
+		return false
+	}
+	fd, err := unix.FcntlInt(uintptr(k.pending), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return true // to start a daemon in vain does no harm
+	}
+	table, err := group.OpenPending(fd)
+	if err != nil {
+		return true
+	}
+	defer table.Close()
+	return table.Waiting()
 }
 
 func (k *keeper) readersWait() bool {

@@ -139,6 +139,16 @@ func (p *Pending) Clear(fd int32) {
 	}
 }
 
+// Waiting says whether there are events in the table.
+func (p *Pending) Waiting() bool {
+	for i := range p.slots {
+		if atomic.LoadUint32(&p.slots[i].valid) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Reserve returns the events that a dead process left, with their numbers reserved. It is called before this process
 // reads the group, and as early as can be: a number that is in use here cannot be reserved, and its event will be denied.
 func (p *Pending) Reserve() []Stale {
