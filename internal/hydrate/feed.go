@@ -61,7 +61,9 @@ func (f *Feed) Received(n int64) {
 	}
 	f.received += n
 	f.mu.Unlock()
-	f.s.AwaitFeed()
+	if now.Sub(f.begun) < maxHold { // one that trickles does not hold all others back
+		f.s.AwaitFeed()
+	}
 }
 
 // Applied says that pieces have been put into their layers.

@@ -1,7 +1,9 @@
 package hydrate
 
 import (
+	"context"
 	"crypto/sha256"
+	"io"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -154,6 +156,47 @@ func TestFeedHoldsBackground(t *testing.T) {
 		}
 		if took := time.Since(start); took > 10*time.Second {
 			t.Errorf("a feed that is stuck holds the background for %v", took)
+		}
+	})
+}
+
+// TestPiecesLost: pieces that are forgotten while their reader waits for other bytes are fetched for it.
+func TestPiecesLost(t *testing.T) {
+	gzipSource() // made outside of any bubble
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		w, f, list := fedWorld(t, setup{config: off, answer: func(ctx context.Context, _ int, _ request, body []byte) (io.Reader, error) {
+			return gated(ctx, gate, body)
+		}})
+		defer w.close()
+		w.bring(f, list, 0)
+		w.bring(f, list, 1)
+		f.Close(time.Now())
+		done := make(chan error, 1)
+		go func() { done <- w.layer.Fetch(t.Context(), 2*index.SpanBytes, 2*index.SpanBytes) }()
+		synctest.Wait()
+		w.stored.DropPieces()
+		close(gate)
+		if err := <-done; err != nil || !w.layer.Have(2*index.SpanBytes, 2*index.SpanBytes) {
+			t.Errorf("not all is here, and the error is %v", err)
+		}
+	})
+}
+
+// TestFeedTrickles: a feed without end holds the background back for a while, not for ever.
+func TestFeedTrickles(t *testing.T) {
+	gzipSource() // made outside of any bubble
+	synctest.Test(t, func(t *testing.T) {
+		w, f, _ := fedWorld(t, setup{config: off})
+		defer w.close()
+		for start := time.Now(); time.Since(start) < maxHold+2*feedStall; {
+			time.Sleep(feedStall / 10)
+			f.Received(1)
+		}
+		w.sched.mu.Lock()
+		defer w.sched.mu.Unlock()
+		if time.Now().Before(w.sched.feedUntil) {
+			t.Error("a feed that trickles goes on holding the background back")
 		}
 	})
 }

@@ -122,8 +122,25 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
+// maxClaims is how often a try looks again for what was here when it began, in
+// pieces, and is not any more.
+const maxClaims = 3
+
 // try has [off, off+n) fetched once.
 func (l *Layer) try(ctx context.Context, off, n int64) error {
+	for range maxClaims {
+		if err := l.fly(ctx, off, n); err != nil {
+			return err
+		}
+		if l.Have(off, n) {
+			break
+		}
+	}
+	return nil
+}
+
+// fly waits for the flights of all spans that are not here.
+func (l *Layer) fly(ctx context.Context, off, n int64) error {
 	tick := time.NewTicker(stuckAfter)
 	defer tick.Stop()
 	for _, f := range l.claim(off, n, false) {
