@@ -176,7 +176,8 @@ func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*la
 		ready, err = d.streamBundle(ctx, b, m, layers)
 		var corrupt *startup.CorruptError
 		var piece *layerstore.PieceError
-		if !errors.As(err, &corrupt) && !errors.As(err, &piece) || b.ctx.Err() != nil {
+		_, lie := b.status()
+		if !errors.As(err, &corrupt) && !errors.As(err, &piece) || lie != nil || b.ctx.Err() != nil {
 			return ready, err
 		}
 		d.log.Warn("start-up bundle arrived damaged", "image", m.img.ref, "bundle", b.desc.Digest, "err", err)
@@ -337,6 +338,10 @@ func (d *Daemon) placePieces(h *startup.Header, b *bundle, m *mounted, layers ma
 		}
 		if !ok {
 			continue
+		}
+		if _, lie := b.status(); lie != nil { // told after its pieces were forgotten, or they are now
+			l.store.DropPieces()
+			return nil, lie
 		}
 		for n, at := range numbers {
 			places[at] = place{l, n}

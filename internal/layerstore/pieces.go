@@ -141,7 +141,7 @@ func (l *Layer) PutPiece(i int, data []byte) error {
 	if int64(len(data)) != piece.Length || sha256.Sum256(data) != piece.Digest {
 		return &PieceError{Layer: l.meta.Blob, Offset: piece.Offset, Length: piece.Length}
 	}
-	return l.lockPiece(piece, func() error {
+	return l.lockPiece(p, piece, func() error {
 		if n, err := l.file.WriteAt(data, piece.Offset); err != nil {
 			return &WriteError{Layer: l.meta.Blob, Span: int(piece.Offset / l.meta.SpanBytes), Path: l.Path(), MissingBytes: int64(len(data) - n), Err: err}
 		}
@@ -163,7 +163,7 @@ func (l *Layer) RecheckPiece(i int) (here bool, err error) {
 		return true, nil
 	}
 	piece := &p.list[i]
-	err = l.lockPiece(piece, func() error {
+	err = l.lockPiece(p, piece, func() error {
 		if !hasData(l.file, piece.Offset, piece.Length) {
 			return nil
 		}
@@ -185,8 +185,9 @@ func (l *Layer) RecheckPiece(i int) (here bool, err error) {
 	return l.HavePiece(i), err
 }
 
-// lockPiece runs f where it may touch the piece's bytes, unless its span is here.
-func (l *Layer) lockPiece(piece *Piece, f func() error) error {
+// lockPiece runs f where it may touch the bytes of a piece of the table p, unless
+// its span is here, or another table in p's place: its pieces may be believed.
+func (l *Layer) lockPiece(p *pieces, piece *Piece, f func() error) error {
 	span := int(piece.Offset / l.meta.SpanBytes)
 	l.putMu.RLock()
 	defer l.putMu.RUnlock()
@@ -196,7 +197,7 @@ func (l *Layer) lockPiece(piece *Piece, f func() error) error {
 	if l.gone.Load() {
 		return l.goneError()
 	}
-	if l.Have(span) {
+	if l.Have(span) || l.pieces.Load() != p {
 		return nil
 	}
 	return f()

@@ -270,3 +270,20 @@ func TestPiecesConcurrent(t *testing.T) {
 	must(t, l.Finish(t.Context()))
 	must(t, l.Release())
 }
+
+// TestPieceOfEarlierTable: who still has a piece of a table that was replaced does not write it over what is believed by the new one.
+func TestPieceOfEarlierTable(t *testing.T) {
+	f := makeFake(9, testSpan, testSpan)
+	l := acquire(t, openStore(t, t.TempDir(), boot1), f)
+	wrong := bytes.Repeat([]byte{1}, 100)
+	must(t, l.SetPieces([]Piece{{Offset: 0, Length: 100, Digest: sha256.Sum256(wrong)}}, nil))
+	earlier := l.pieces.Load()
+	list := piecesOf(f, [2]int64{0, 100})
+	must(t, l.SetPieces(list, nil))
+	must(t, l.PutPiece(0, f.piece(list[0])))
+	must(t, l.lockPiece(earlier, &earlier.list[0], func() error {
+		t.Error("written")
+		return nil
+	}))
+	must(t, l.Release())
+}
