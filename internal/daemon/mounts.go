@@ -265,7 +265,11 @@ func (d *Daemon) mountErofs(ctx context.Context, m *mounted, metadata string) er
 		// A recording wants to see all reads.
 		layers[i].Complete = layers[i].Complete && !m.recorded()
 	}
-	return d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: layers})
+	if err := d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: layers}); err != nil {
+		return err
+	}
+	d.unwatchComplete(m) // what was completed before its mark was there
+	return nil
 }
 
 func specLayers(layers []*layer) []mount.Layer {

@@ -307,27 +307,33 @@ func (d *Daemon) endRecording(m *mounted) *trace.Trace {
 	}
 	d.recorder.recordings.Add(-1)
 	close(rec.over)
-	for _, l := range m.layers {
-		if l.store.Complete() {
-			d.unwatch(l)
-		}
-	}
+	d.unwatchComplete(m)
 	return rec.trace(m)
 }
 
 // unwatch takes the mark of a complete layer away, unless a recording needs it:
 // then it does so at its end.
 func (d *Daemon) unwatch(l *layer) {
-	if d.mounter == nil {
-		return
-	}
 	d.recorder.marks.Lock()
 	defer d.recorder.marks.Unlock()
+	if d.mounter == nil { // there is none, or not yet: see unwatchComplete
+		return
+	}
 	if slices.ContainsFunc(d.recorder.current().byLayer[l.blob], (*mounted).recorded) {
 		return
 	}
 	if err := d.mounter.Unwatch(l.blob); err != nil {
 		d.log.Error("stop watching layer", "layer", l.blob, "err", err)
+	}
+}
+
+// unwatchComplete takes the marks of those layers of a mount away that were complete
+// before they were marked, or before there was a mounter to be told.
+func (d *Daemon) unwatchComplete(m *mounted) {
+	for _, l := range m.layers {
+		if l.store.Complete() {
+			d.unwatch(l)
+		}
 	}
 }
 

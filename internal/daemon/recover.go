@@ -192,6 +192,7 @@ func (d *Daemon) recoverMounts(records []*mounted, path string, k *keeper.Client
 		}
 		m.Request.Record = nil // its begin was not seen
 		d.startRecording(m)
+		d.unwatchComplete(m)
 		d.startBundle(m)
 		d.adopt(m)
 		d.log.Info("took mount over", "mount", m.ID, "image", m.Request.Image)
@@ -217,15 +218,23 @@ func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) er
 		if err != nil {
 			return fmt.Errorf("serve layers: %w", err)
 		}
-		d.mounter = mounter
+		d.setMounter(mounter)
 		return nil
 	}
 	mounter, err := fanotify.New(d.ctx, fanotify.Options{Handler: &d.layers, Seen: d.recorder.seen, Keeper: k, Log: d.log})
 	if err != nil {
 		return fmt.Errorf("watch layers: %w", err)
 	}
-	d.mounter, d.fanotify = mounter, mounter
+	d.fanotify = mounter
+	d.setMounter(mounter)
 	return nil
+}
+
+// setMounter is seen by layers in use that are just found to be complete.
+func (d *Daemon) setMounter(m lazyMounter) {
+	d.recorder.marks.Lock()
+	defer d.recorder.marks.Unlock()
+	d.mounter = m
 }
 
 var errNotMounted = errors.New("it is not mounted any more")
