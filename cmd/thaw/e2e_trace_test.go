@@ -456,6 +456,9 @@ func TestTraceKilled(t *testing.T) {
 	pid := n.daemon()
 	n.kill(pid)
 	n.daemon(pid)
+	if s := n.status(); len(s.Mounts) != 1 || s.Mounts[0].Recording {
+		t.Errorf("the next daemon records the rest: %+v", s.Mounts)
+	}
 	n.write("go", "")
 	if r := p.wait(); r.code != 0 {
 		t.Error(r)
