@@ -477,3 +477,45 @@ func TestTraceKilled(t *testing.T) {
 		t.Errorf("the next start's trace has %d bytes of bash, %d of perl", read["/usr/bin/bash"], read["/usr/bin/perl"])
 	}
 }
+
+// BenchmarkRecording starts nginx with and without a recording, in turn: cold,
+// and warm with all layers marked, as the first start of a pulled image is.
+// on/off is the median ratio of neighbours' times, p25 and p75 its spread.
+func BenchmarkRecording(b *testing.B) {
+	for _, warm := range []bool{false, true} {
+		b.Run(fmt.Sprintf("warm=%t", warm), func(b *testing.B) {
+			n, ref := newRunNode(b)
+			if warm {
+				n.thaw("pull", ref)
+			}
+			n.timelineOf(ref, "--record=false") // starts the daemon
+			var on, ratios []float64
+			for i := 0; b.Loop(); i++ {
+				var ms [2]float64
+				for k := range 2 {
+					record := (i+k)%2 == 0
+					if !warm {
+						n.thaw("cache", "gc")
+					} else if len(n.traces()) > 0 {
+						n.thaw("trace", "rm", ref) // or it is not recorded
+					}
+					at := 0
+					if record {
+						at = 1
+					}
+					ms[at] = *n.timelineOf(ref, fmt.Sprintf("--record=%t", record)).ReadyMs
+				}
+				on = append(on, ms[1])
+				ratios = append(ratios, ms[1]/ms[0])
+			}
+			slices.Sort(on)
+			slices.Sort(ratios)
+			at := func(list []float64, q float64) float64 { return list[int(q*float64(len(list)-1))] }
+			b.ReportMetric(at(on, 0.5), "ready-ms")
+			b.ReportMetric(at(ratios, 0.5), "on/off")
+			b.ReportMetric(at(ratios, 0.25), "p25")
+			b.ReportMetric(at(ratios, 0.75), "p75")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
