@@ -1,6 +1,7 @@
 package fanotify
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
@@ -101,4 +103,36 @@ func newMounter(t testing.TB, h mount.Handler, client *keeper.Client) *Mounter {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// TestReadsAreJoined: the kernel asks for a file's neighbouring pages together,
+// not for each by itself. The layout of the metadata image decides that.
+func TestReadsAreJoined(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedFanotify(t)
+	image := mounttest.NewImage(t, 2, []mounttest.File{{Name: "other", Mode: 0o644, Data: mounttest.Bytes(1, 100)}, {Name: "f", Mode: 0o644, Data: mounttest.Bytes(2, 1<<20)}})
+	source := &mounttest.Source{}
+	source.Add(image.Layers...)
+	m := newMounter(t, source, nil)
+	defer m.Close()
+	dir := t.TempDir()
+	if err := m.Mount(t.Context(), image.Spec(dir)); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// Read ahead as for a mapping: single pages in the cache. (A real mapping's page faults would wait for this process while
+	// its scheduler waits for them.)
+	if err := unix.Fadvise(int(f.Fd()), 0, 1<<20, unix.FADV_WILLNEED); err != nil {
+		t.Fatal(err)
+	}
+	if s := m.Stats(); s.Inline+s.Waited > 64 || s.Inline+s.Waited == 0 {
+		t.Errorf("%d reads of the layer file for 256 pages", s.Inline+s.Waited)
+	}
+	if got, err := os.ReadFile(f.Name()); err != nil || !bytes.Equal(got, image.Data("f")) {
+		t.Errorf("%d bytes: %v", len(got), err)
+	}
 }
