@@ -211,6 +211,14 @@ func TestBundleLies(t *testing.T) {
 	if r.code == 0 || !strings.Contains(r.stderr, "lied") {
 		t.Errorf("nobody is told: %v", r)
 	}
+	// The next daemon goes on with what is mounted by it.
+	pid := n.daemon()
+	n.kill(pid)
+	n.daemon(pid)
+	n.sameTree(n.want, dir)
+	if s := n.status(); len(s.Mounts) != 2 {
+		t.Errorf("after a crash there are %d mounts", len(s.Mounts))
+	}
 	for _, m := range n.status().Mounts {
 		n.thaw("umount", m.Dir)
 	}

@@ -276,6 +276,12 @@ func TestLyingIndex(t *testing.T) {
 			if s := n.status(); len(s.Mounts) != 1 || !strings.Contains(s.Mounts[0].Stats.Error, c.path) || s.Mounts[0].Stats.Complete {
 				t.Errorf("status %+v", s.Mounts)
 			}
+			pid := n.daemon()
+			n.kill(pid)
+			n.daemon(pid)
+			if s := n.status(); len(s.Mounts) != 1 {
+				t.Errorf("after a crash there are %d mounts", len(s.Mounts))
+			}
 			n.thaw("umount", dir)
 			n.refuses(1, "has no index", "mount", "--index=require", n.ref, dir)
 			r = n.try("mount", n.ref, dir)

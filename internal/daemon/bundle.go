@@ -379,7 +379,7 @@ func (d *Daemon) bundleLied(b *bundle, img *image, layers map[digest.Digest]*lay
 	}
 	d.wg.Go(func() {
 		d.log.Error("index is quarantined", "image", img.ref, "index", img.index, "err", err)
-		if err := d.indexes.Quarantine(img.digest, img.index, err.Error()); err != nil {
+		if err := d.quarantine(img, err); err != nil {
 			d.log.Error("quarantine index", "image", img.ref, "index", img.index, "err", err)
 		}
 	})

@@ -33,14 +33,16 @@ type image struct {
 	oci      *oci.Image
 	err      error
 
-	heads  *heads
-	head   *index.Image
-	erofs  string                  // metadataName, once head is there; guarded by Daemon.mu
-	index  digest.Digest           // of the index' manifest
-	origin string                  // of the index: originLocal, ...
-	bundle *index.BundleDescriptor // of the index; nil: none
-	blobs  []digest.Digest         // of its layers
-	run    *bundle                 // joined early, until the mount has it
+	heads      *heads
+	head       *index.Image
+	erofs      string                  // metadataName, once head is there; guarded by Daemon.mu
+	index      digest.Digest           // of the index' manifest
+	manifest   []byte                  // of the index
+	headDigest digest.Digest           // of the head as it was read
+	origin     string                  // of the index: originLocal, ...
+	bundle     *index.BundleDescriptor // of the index; nil: none
+	blobs      []digest.Digest         // of its layers
+	run        *bundle                 // joined early, until the mount has it
 
 	kept chan error // gets the outcome of keeping the index; nil when it was kept before
 
@@ -366,7 +368,7 @@ func (img *image) adopt(manifest, head []byte) error {
 			return fmt.Errorf("its layer %d is %s (%s), the image's %s (%s)", i, il.Blob, il.DiffID, l.Descriptor.Digest, l.DiffID)
 		}
 	}
-	img.head, img.index = m, digest.FromBytes(manifest)
+	img.head, img.headDigest, img.manifest, img.index = m, digest.FromBytes(head), manifest, digest.FromBytes(manifest)
 	if parsed, err := index.ParseManifest(manifest, img.digest); err == nil { // without, all else works
 		img.bundle = parsed.Bundle
 	}

@@ -35,7 +35,8 @@ func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 	}
 	t.pulledBytes = progress.done.Load()
 	a := made.Artifact
-	img.head, img.index, img.origin = made.Image, a.Descriptor.Digest, originBuilt
+	img.head, img.headDigest, img.origin = made.Image, digest.FromBytes(a.Head), originBuilt
+	img.manifest, img.index = a.Manifest, a.Descriptor.Digest
 	err = d.indexes.Put(img.digest, &indexstore.Image{Manifest: a.Manifest, Head: a.Head, Local: true})
 	if err != nil || t.req.Index != api.IndexPush {
 		return err

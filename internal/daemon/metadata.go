@@ -54,7 +54,7 @@ func (d *Daemon) metadataPath(img *image) (string, error) {
 
 // badMetadata gives up an index whose metadata no kernel may see.
 func (d *Daemon) badMetadata(img *image, err error) error {
-	if qerr := d.indexes.Quarantine(img.digest, img.index, err.Error()); qerr != nil {
+	if qerr := d.quarantine(img, err); qerr != nil {
 		err = errors.Join(err, qerr)
 	}
 	return fmt.Errorf("index %s of %s is quarantined: %w", img.index, img.ref, err)

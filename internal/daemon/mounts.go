@@ -142,7 +142,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	}
 	m.Committed = t.phases
 	m.Finished = true
-	if err := errors.Join(img.waitKept(), m.save()); err != nil {
+	if err := errors.Join(img.waitKept(), d.keepIndex(m), m.save()); err != nil {
 		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
 	d.adopt(m)

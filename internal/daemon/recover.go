@@ -276,11 +276,7 @@ func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
 		return err
 	}
 	img.set(known)
-	idx, err := d.indexes.Get(m.Manifest)
-	if err != nil {
-		return err
-	}
-	if err := img.adopt(idx.Manifest, idx.Head); err != nil {
+	if err := d.reloadIndex(m, img); err != nil {
 		return err
 	}
 	m.img = img
@@ -345,7 +341,7 @@ func (d *Daemon) checkIndex(ctx context.Context, m *mounted, err error) error {
 	if errors.As(err, &errno) {
 		return err
 	}
-	if qerr := d.indexes.Quarantine(m.Manifest, m.img.index, err.Error()); qerr != nil {
+	if qerr := d.quarantine(m.img, err); qerr != nil {
 		err = errors.Join(err, qerr)
 	}
 	return fmt.Errorf("index %s of %s is quarantined: %w", m.img.index, m.img.ref, err)

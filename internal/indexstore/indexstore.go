@@ -214,6 +214,23 @@ func (s *Store) OpenBundle(image, bundle digest.Digest) (*os.File, error) {
 	return f, nil
 }
 
+// LinkHead links the head of an image's index, by its own digest, to a path on the
+// same file system, where it outlives the index. The error is ErrNotFound where
+// there is none.
+func (s *Store) LinkHead(image, head digest.Digest, path string) error {
+	if image.Validate() != nil || head.Validate() != nil {
+		return ErrNotFound
+	}
+	err := os.Link(s.path("images", name(image), name(head)), path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrNotFound
+	}
+	if err != nil {
+		return fmt.Errorf("link index of image %s: %w", image, err)
+	}
+	return nil
+}
+
 // Layer returns the layer blob of an index by the digest of the layer, or
 // ErrNotFound.
 func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {
