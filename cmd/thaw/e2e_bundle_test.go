@@ -198,6 +198,19 @@ func TestBundleDamaged(t *testing.T) {
 	}
 }
 
+// TestBundleWithoutRoom: the last of the disk is the readers', not a bundle's.
+func TestBundleWithoutRoom(t *testing.T) {
+	n := newSmallImage(t)
+	n.pushBundle(allReads...)
+	n.policy("[cache]\nmin-free = \"100%\"")
+	dir := n.mkdir()
+	n.thaw("mount", "--background=off", "--index=require", n.ref, dir)
+	if s := n.bundled(); !strings.Contains(s.Bundle, "ignored: no room") || s.HereBytes != 0 {
+		t.Errorf("stats %+v", s)
+	}
+	n.sameTree(n.want, dir)
+}
+
 // TestBundleLies: a bundle whose pieces have the digests that its header says, and
 // are not the layer's bytes. It is found out when the layers come; then all is
 // right, and the index is not taken again.

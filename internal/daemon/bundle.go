@@ -209,12 +209,19 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 		return 0, err
 	}
 	want := func(frame int) bool { return wanted(&h.Frames[frame], places) }
+	need := int64(0)
 	for i := range h.Frames {
 		if want(i) {
-			if err = s.frames(b.desc.HeaderBytes); err == nil {
-				err = h.Apply(ctx, s, runtime.NumCPU(), want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
-			}
-			break
+			need += h.Frames[i].RawBytes
+		}
+	}
+	if need > 0 {
+		// As for all that nobody waits for: the last of the disk is the readers'.
+		if err = d.makeRoom(ctx, need); err == nil {
+			err = s.frames(b.desc.HeaderBytes)
+		}
+		if err == nil {
+			err = h.Apply(ctx, s, runtime.NumCPU(), want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
 		}
 	}
 	if err == nil && m.Writable {
