@@ -58,7 +58,9 @@ type Options struct {
 	Version string
 	// StableAfter is how long a daemon must have been connected to be started at once after its death; 10 s when 0.
 	StableAfter time.Duration
-	Log         *slog.Logger
+	// HeirPatience is how long a program that is to be the next daemon may take to connect before it is killed; 20 s when 0.
+	HeirPatience time.Duration
+	Log          *slog.Logger
 }
 
 // Prepare makes this process a keeper: safe from the kernel's out-of-memory killer, with limited descriptors, in the
@@ -85,6 +87,9 @@ func Run(ctx context.Context, opts Options) error {
 	}
 	if opts.StableAfter == 0 {
 		opts.StableAfter = stableAfter
+	}
+	if opts.HeirPatience == 0 {
+		opts.HeirPatience = heirPatience
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)

@@ -354,6 +354,56 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestChildWithoutConnection: a daemon that loses its connection, and neither exits nor comes back, does not keep others from being started.
+func TestChildWithoutConnection(t *testing.T) {
+	dir := t.TempDir()
+	socket, started, leave := filepath.Join(dir, "s"), filepath.Join(dir, "started"), filepath.Join(dir, "leave")
+	for _, fifo := range []string{started, leave} {
+		if err := unix.Mkfifo(fifo, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := func(path string) *os.File {
+		f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0) // waits for nobody
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	lines, leaving := open(started), open(leave)
+	child := func() {
+		t.Helper()
+		b := make([]byte, len("started\n"))
+		if err := lines.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(lines, b); err != nil {
+			t.Fatalf("no daemon is started: %v", err)
+		}
+	}
+	stop := run(t, Options{Socket: socket, HeirPatience: time.Second,
+		RestartCommand: []string{"/bin/sh", "-c", "echo started > " + started + "; read line < " + leave}})
+	file := tempFile(t, "a")
+	for range 2 { // the second time with a child that stays
+		c := connect(t, ClientOptions{Socket: socket})
+		if err := c.Hold(t.Context(), map[digest.Digest]*os.File{"a": file}); err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		child()
+	}
+	c := connect(t, ClientOptions{Socket: socket})
+	if _, err := leaving.WriteString("\n"); err != nil {
+		t.Fatal(err)
+	}
+	c.Drop("a")
+	c.Goodbye()
+	if err := stop(); err != nil {
+		t.Errorf("keeper: %v", err)
+	}
+}
+
 // TestGoodbye: a daemon that left on purpose is started again for readers, long after the grace time as well: nobody denies them meanwhile.
 func TestGoodbye(t *testing.T) {
 	for name, c := range map[string]struct {

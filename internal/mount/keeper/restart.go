@@ -160,6 +160,9 @@ func killed(err error) bool {
 func (k *keeper) startDaemon() {
 	if k.child != nil {
 		k.restarts = max(0, k.restarts-1) // it lost its connection, or is still on its way to it: when it exits this is called again
+		if k.late == nil {
+			k.late = time.NewTimer(k.opts.HeirPatience) // it may neither exit nor connect anew
+		}
 		return
 	}
 	program, args := k.opts.RestartCommand[0], k.opts.RestartCommand[1:]
@@ -181,7 +184,7 @@ func (k *keeper) startDaemon() {
 	c := &child{Cmd: cmd}
 	k.child = c
 	stopTimer(&k.late)
-	k.late = time.NewTimer(heirPatience)
+	k.late = time.NewTimer(k.opts.HeirPatience)
 	go func() {
 		c.err = cmd.Wait()
 		select {
@@ -236,7 +239,7 @@ func (h *heir) ended() {
 
 // await waits for the heir to connect, to end, or to be late.
 func (k *keeper) await() {
-	k.late = time.NewTimer(heirPatience)
+	k.late = time.NewTimer(k.opts.HeirPatience)
 	h := k.heir
 	go func() {
 		h.ended()
@@ -275,7 +278,7 @@ func (k *keeper) childExited(c *child) {
 
 // overdue ends a program that neither connects nor exits: it may hold what the next one needs.
 func (k *keeper) overdue() {
-	k.log.Error("a daemon does not connect: it is killed", "after", heirPatience)
+	k.log.Error("a daemon does not connect: it is killed", "after", k.opts.HeirPatience)
 	switch {
 	case k.heir != nil:
 		k.heir.kill()
