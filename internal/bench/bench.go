@@ -175,6 +175,9 @@ func (b *bench) start(ctx context.Context, m Mode) (*Started, Residue, *Cost, er
 			return nil, left, nil, err
 		}
 	}
+	if err := BackMemory(); err != nil {
+		return nil, left, nil, err
+	}
 	s, err := m.Way.Start(ctx)
 	if err != nil {
 		return nil, left, nil, err
