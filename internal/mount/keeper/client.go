@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -93,8 +94,15 @@ func Connect(ctx context.Context, opts ClientOptions) (*Client, error) {
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
 	restored := held.empty() && !stored.empty()
+	kept := stored.names() // what need not be stored again
 	if restored {
 		held, stored = stored, held
+	} else {
+		there := held.names()
+		maps.DeleteFunc(kept, func(name string, fd int) bool {
+			other, ok := there[name]
+			return !ok || !sameOpenFile(fd, other)
+		})
 	}
 	stored.close()
 	c.conn, c.group, c.layers, c.inherited = conn, held.group, held.layers, held.group >= 0
@@ -112,7 +120,7 @@ func Connect(ctx context.Context, opts ClientOptions) (*Client, error) {
 		held.close()
 		return nil, fmt.Errorf("connect to keeper: %w", err)
 	}
-	c.storeAll()
+	c.storeAll(kept)
 	run, leave := context.WithCancel(context.WithoutCancel(ctx))
 	c.leave = leave
 	go c.run(run)
@@ -391,6 +399,21 @@ type held struct {
 }
 
 func (h held) empty() bool { return h.group < 0 && len(h.layers) == 0 }
+
+// names returns the descriptors under their names in a Store.
+func (h held) names() map[string]int {
+	all := make(map[string]int, len(h.layers)+2)
+	if h.group >= 0 {
+		all[nameGroup] = h.group
+	}
+	if h.pending != nil {
+		all[namePending] = h.pending.FD()
+	}
+	for blob, fd := range h.layers {
+		all[storeName(blob)] = fd
+	}
+	return all
+}
 
 func (h held) close() {
 	for _, fd := range h.layers {

@@ -404,6 +404,96 @@ func TestChildWithoutConnection(t *testing.T) {
 	}
 }
 
+// memoryStore is a Store that keeps duplicates in this process, and counts.
+type memoryStore struct {
+	t       *testing.T
+	files   map[string]*os.File
+	removed map[string]int
+}
+
+func (s *memoryStore) Put(name string, fd int) {
+	f, err := duplicate(fd, name)
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	if s.files[name] != nil {
+		s.t.Errorf("%s is put twice", name)
+	}
+	s.files[name] = f
+}
+
+func (s *memoryStore) Remove(name string) {
+	s.removed[name]++
+	s.files[name].Close() // of nil it does nothing
+	delete(s.files, name)
+}
+
+// give is what a service manager does when it starts the process again.
+func (s *memoryStore) give() map[string]*os.File {
+	all := map[string]*os.File{}
+	for name, f := range s.files {
+		dup, err := duplicateFD(f)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		all[name] = os.NewFile(uintptr(dup), name)
+	}
+	clear(s.removed)
+	return all
+}
+
+// TestStoreKeepsWhatItHas: what came back from the store stays there all the while, unless it is not what the keeper has.
+func TestStoreKeepsWhatItHas(t *testing.T) {
+	s := &memoryStore{t: t, files: map[string]*os.File{}, removed: map[string]int{}}
+	defer func() {
+		for _, f := range s.files {
+			f.Close()
+		}
+	}()
+	opts := clientOptions(t)
+	opts.Store = s
+	c := connect(t, opts)
+	a, b := digest.FromString("a"), digest.FromString("b")
+	fileB := tempFile(t, "b")
+	layers := map[digest.Digest]*os.File{a: tempFile(t, "a"), b: fileB}
+	if err := c.SetGroup(t.Context(), tempFile(t, "group")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Hold(t.Context(), layers); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	// As after a crash in between: another open file of the same inode, one too many, one too few.
+	again, err := os.Open(fileB.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.files[storeName(b)].Close()
+	s.files[storeName(b)] = again
+	s.Put("sha256-old", int(again.Fd()))
+	s.Remove(namePending)
+	opts.Stored = s.give()
+	c = connect(t, opts)
+	if diff := cmp.Diff(map[string]int{namePending: 1, storeName(b): 1, "sha256-old": 1}, s.removed); diff != "" {
+		t.Errorf("removed (-want +got):\n%s", diff)
+	}
+	checkLayers(t, c, layers)
+	c.Close()
+	opts.Stored = s.give()
+	c = connect(t, opts)
+	if len(s.removed) > 0 || len(s.files) != 4 {
+		t.Errorf("removed %v, there are %d", s.removed, len(s.files))
+	}
+	for blob := range layers {
+		c.Drop(blob)
+	}
+	c.Goodbye()
+	if len(s.files) > 0 {
+		t.Errorf("left: %v", s.files)
+	}
+}
+
 // TestGoodbye: a daemon that left on purpose is started again for readers, long after the grace time as well: nobody denies them meanwhile.
 func TestGoodbye(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -60,24 +60,30 @@ func (c *Client) store(name string, fd int) {
 	}
 }
 
-// storeAll makes the store hold exactly what this client does.
-func (c *Client) storeAll() {
+// storeAll makes the store hold exactly what this client does. It has what is kept already, which is left alone: between Remove and Put it would
+// have nothing.
+func (c *Client) storeAll(kept map[string]int) {
 	if c.opts.Store == nil {
 		return
 	}
-	want := map[string]int{namePending: c.pending.FD()}
-	if c.group >= 0 {
-		want[nameGroup] = c.group
-	}
-	for blob, fd := range c.layers {
-		want[storeName(blob)] = fd
-	}
+	want := held{group: c.group, pending: c.pending, layers: c.layers}.names()
 	for name := range c.opts.Stored {
 		if _, ok := want[name]; !ok {
 			c.opts.Store.Remove(name)
 		}
 	}
 	for name, fd := range want {
-		c.store(name, fd)
+		if _, ok := kept[name]; !ok {
+			c.store(name, fd)
+		}
 	}
+}
+
+// sameOpenFile says whether two descriptors are of one open file, which their inodes do not tell: all event groups have the same. Where the
+// kernel does not say (kcmp(2)) they are not.
+func sameOpenFile(a, b int) bool {
+	const kcmpFile = 0 // KCMP_FILE
+	pid := uintptr(os.Getpid())
+	order, _, errno := unix.Syscall6(unix.SYS_KCMP, pid, pid, kcmpFile, uintptr(a), uintptr(b), 0)
+	return errno == 0 && order == 0
 }
