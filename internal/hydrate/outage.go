@@ -86,6 +86,12 @@ type outage struct {
 	changed  chan struct{} // closed and replaced at every change, closed at the end
 }
 
+// retryWait is the wait after so many failures in a row.
+func retryWait(failures int) time.Duration {
+	wait := min(retryFirst<<min(failures, 10), retryMost)
+	return wait/2 + rand.N(wait/2)
+}
+
 func (o *outage) change() {
 	close(o.changed)
 	o.changed = make(chan struct{})
@@ -120,8 +126,7 @@ func (l *Layer) sourceFailed(err error) {
 	o.err = err
 	if !now.Before(o.next) { // transfers that fail at once are one failure
 		o.failures++
-		wait := min(retryFirst<<min(o.failures, 10), retryMost)
-		o.next = now.Add(wait/2 + rand.N(wait/2))
+		o.next = now.Add(retryWait(o.failures))
 	}
 	o.trying = false
 	o.change()

@@ -179,6 +179,36 @@ func TestReadTimeout(t *testing.T) {
 	}
 }
 
+// TestOutageOfOneKind: where some requests always fail while others of the layer
+// succeed, which ends the outage each time, a reader does not storm the registry.
+func TestOutageOfOneKind(t *testing.T) {
+	gzipSource()
+	synctest.Test(t, func(t *testing.T) {
+		w, isDown := outageWorld(t, refuse, setup{config: off, windows: func(context.Context, int, request, []byte) (io.Reader, error) {
+			return nil, registry.ErrNotFound
+		}})
+		defer w.close()
+		isDown.Store(false)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for sleep(ctx, 5*time.Millisecond) == nil {
+				w.layer.sourceAnswered()
+			}
+		})
+		begun := time.Now()
+		err := w.fetch(4)
+		cancel()
+		wg.Wait()
+		if took := time.Since(begun); !errors.Is(err, registry.ErrNotFound) || took > testReadTimeout+5*time.Millisecond {
+			t.Errorf("after %v: %v", took, err)
+		}
+		if n := w.windows.count(); n < 30 || n > 30+3*int(testReadTimeout/time.Second) {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
+
 // TestCancelInOutage: a reader who leaves, the one that tries for all included,
 // harms nobody.
 func TestCancelInOutage(t *testing.T) {

@@ -83,6 +83,13 @@ func (l *Layer) await(ctx context.Context, off, n int64) error {
 	ctx, cancel := context.WithDeadlineCause(ctx, begun.Add(l.s.opts.ReadTimeout), errReadTimeout)
 	defer cancel()
 	var last error
+	tooLate := func(err error) error {
+		if context.Cause(ctx) != errReadTimeout {
+			return err
+		}
+		return l.deny(first, end, begun, last)
+	}
+	failures := 0 // in a row
 	for rounds := l.rounds(first, end, begun); ; {
 		turn, err := l.turn(ctx)
 		if err == nil {
@@ -94,17 +101,22 @@ func (l *Layer) await(ctx context.Context, off, n int64) error {
 		case err == nil:
 			return nil
 		case ctx.Err() != nil:
-			if context.Cause(ctx) != errReadTimeout {
-				return err
-			}
-			return l.deny(first, end, begun, last)
+			return tooLate(err)
 		case errors.As(err, &wrong):
-			last = err
+			last, failures = err, 0
 			if rounds--; rounds == 0 || sleep(ctx, damagedPause) != nil {
 				return l.deny(first, end, begun, last)
 			}
 		case fromSource(err):
 			last = err
+			// The outage is over as soon as anything of the layer comes, which may
+			// not be what this reader needs.
+			if failures++; failures < 2 {
+				continue
+			}
+			if err := sleep(ctx, retryWait(failures)); err != nil {
+				return tooLate(err)
+			}
 		default:
 			return err
 		}
