@@ -85,15 +85,32 @@ func (d *Daemon) checkProgram(ctx context.Context, executable string) error {
 	return nil
 }
 
-// prepareUpgrade takes no more calls, and waits for starts that are under way.
+// prepareUpgrade takes no more calls, and waits for starts that are under way. A
+// daemon that is told to end meanwhile ends.
 func (d *Daemon) prepareUpgrade(ctx context.Context, executable string) error {
 	d.mu.Lock()
 	if d.leaving {
 		d.mu.Unlock()
 		return errLeaving
 	}
-	d.leaving, d.upgrade = true, executable
+	d.leaving = true
 	d.mu.Unlock()
+	err := d.waitStarts(ctx)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		return errLeaving
+	}
+	if err != nil {
+		d.leaving = false
+		return err
+	}
+	d.upgrade = executable
+	return nil
+}
+
+// waitStarts waits until no start is under way, but not for long.
+func (d *Daemon) waitStarts(ctx context.Context) error {
 	deadline := time.After(startsTimeout)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -103,10 +120,9 @@ func (d *Daemon) prepareUpgrade(ctx context.Context, executable string) error {
 		case <-deadline:
 			d.log.Warn("upgrade gives up starts that are under way", "after", startsTimeout)
 			return nil
+		case <-d.ctx.Done():
+			return d.ctx.Err()
 		case <-ctx.Done():
-			d.mu.Lock()
-			d.leaving, d.upgrade = false, ""
-			d.mu.Unlock()
 			return ctx.Err()
 		}
 	}
