@@ -18,8 +18,7 @@ import (
 //
 //	offset size
 //	0      8    magic "thawbndl"
-//	8      2    version, 1
-//	10     2    zero
+//	8      4    version, 1
 //	12     4    number of layers
 //	16     4    number of frames
 //	20     4    number of pieces
