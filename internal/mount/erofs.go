@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReadAheadKiB is the read-ahead of an EROFS mount whose layers are being hydrated: one span. With the kernel's
-// default of 128 a sequential reader raises about eight times as many events.
-const ReadAheadKiB = 1024
+// ReadAheadKiB is the read-ahead of an EROFS mount. It is the kernel's default: what is mapped is read around each fault, and more of that
+// is more that a start is recorded to need. With 1024 a start-up bundle of node has 23.6 MB in place of 17.7. A reader in order has read-ahead of
+// the daemon's own where bytes are missing.
+const ReadAheadKiB = 128
 
 // EROFS mounts the metadata image read-only on dir, with one device a layer file, in the order of the image's device
 // table. The files are not copied, and no loop device is made: the kernel reads them as files.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -81,7 +82,7 @@ func checkReadAhead(t *testing.T, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := os.ReadFile(filepath.Join("/sys/class/bdi", name, "read_ahead_kb")); err != nil || strings.TrimSpace(string(got)) != "1024" {
+	if got, err := os.ReadFile(filepath.Join("/sys/class/bdi", name, "read_ahead_kb")); err != nil || strings.TrimSpace(string(got)) != strconv.Itoa(ReadAheadKiB) {
 		t.Errorf("read-ahead of %s: %q, %v", name, got, err)
 	}
 }
