@@ -36,7 +36,7 @@ install: build ## put it into PREFIX/bin (/usr/local)
 test: ## all tests, from nothing (root)
 	scripts/setup.sh run corpus node test
 	scripts/corpus.sh nginx node
-	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) ./...
+	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -timeout 30m ./...
 
 .PHONY: race
 race: ## all tests with the race detector (root)
