@@ -137,9 +137,7 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("cache %+v", c)
 	}
 	for _, text := range []string{"layer is evicted", "background hydration stops until there is room"} {
-		if !strings.Contains(n.log("daemon.log"), text) {
-			t.Errorf("the log does not say %q", text)
-		}
+		n.eventually("the log says "+text, func() bool { return strings.Contains(n.log("daemon.log"), text) })
 	}
 	n.refuses(1, "no room", "mount", "--wait", ref, n.mkdir())
 	n.refuses(1, "no room", "pull", ref)
@@ -156,9 +154,9 @@ func TestFullDisk(t *testing.T) {
 	disk.leave(disk.free() + 720<<20)
 	n.sameImage(want, dir)
 	n.eventually("the image is complete", func() bool { return mounted().Stats.Complete })
-	if !strings.Contains(n.log("daemon.log"), "there is room, background hydration goes on") {
-		t.Error("the log does not say that it goes on")
-	}
+	n.eventually("the log says that it goes on", func() bool {
+		return strings.Contains(n.log("daemon.log"), "there is room, background hydration goes on")
+	})
 	n.complete()
 	n.thaw("daemon", "stop", "--force")
 	again := n.mkdir()
