@@ -6,9 +6,10 @@ SHELL := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 PREFIX ?= /usr/local
 export THAW_CORPUS ?= /var/cache/thaw/corpus
+export THAW_CONTAINERD ?= /var/cache/thaw/containerd
 
 # What tests may not skip: see internal/testenv.
-REQUIRE ?= root,fanotify,fuse,runtime,corpus,tool
+REQUIRE ?= root,fanotify,fuse,runtime,corpus,containerd,tool
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTEST ?= go test
 BENCH ?= .
@@ -34,14 +35,16 @@ install: build ## put it into PREFIX/bin (/usr/local)
 
 .PHONY: test
 test: ## all tests, from nothing (root)
-	scripts/setup.sh run corpus node test
+	scripts/setup.sh run corpus node test containerd
 	scripts/corpus.sh nginx node
+	scripts/containerd.sh install '$(THAW_CONTAINERD)'
 	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -timeout 30m ./...
 
 .PHONY: race
 race: ## all tests with the race detector (root)
-	scripts/setup.sh run corpus node test race
+	scripts/setup.sh run corpus node test containerd race
 	scripts/corpus.sh nginx node
+	scripts/containerd.sh install '$(THAW_CONTAINERD)'
 	CGO_ENABLED=1 THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -race -timeout 20m ./...
 
 .PHONY: chaos

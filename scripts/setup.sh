@@ -7,6 +7,7 @@
 #         corpus  what builds the real images: mmdebstrap, python3
 #         node    and the one named node: npm
 #         test    outside judges of the tests: bsdtar, fsck.erofs, ...
+#         containerd  what containerd needs to run pods: CNI plugins
 #         check   shellcheck
 #         race    a C compiler, for go test -race
 #
@@ -29,11 +30,12 @@ test tar tar
 test bsdtar libarchive-tools
 test fsck.erofs erofs-utils
 test umoci umoci
+containerd /usr/lib/cni/host-local containernetworking-plugins
 check shellcheck shellcheck
 race cc gcc
 race /usr/include/stdio.h libc6-dev
 '
-groups=" ${*:-run corpus node test check race} "
+groups=" ${*:-run corpus node test containerd check race} "
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 say() { echo "setup: $*" >&2; }

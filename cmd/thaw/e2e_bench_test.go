@@ -98,7 +98,7 @@ func TestBench(t *testing.T) {
 // what talks to it into PATH. It returns its socket.
 func (n *node) newContainerd() string {
 	n.Helper()
-	programs := testenv.NeedContainerd(n)
+	programs := testenv.NeedContainerd(n, "2")
 	testenv.NeedTool(n, "go")
 	bin := n.mkdir()
 	build := exec.Command("go", "build", "-o", bin, "../thaw-bench-containerd")
@@ -158,7 +158,7 @@ func TestBenchContainerd(t *testing.T) {
 	if left, err := bench.MeasureResidue(n.path("c/root/io.containerd.content.v1.content/blobs"), n.path("c/root/io.containerd.snapshotter.v1.overlayfs/snapshots")); err != nil || !left.Cold() {
 		t.Errorf("containerd has %+v, %v", left, err)
 	}
-	pull := exec.Command(filepath.Join(testenv.NeedContainerd(t), "ctr"), "-a", socket, "-n", "other", "content", "fetch", "--plain-http", newLab(t, layout, "none").Addr()+"/nginx:latest")
+	pull := exec.Command(filepath.Join(testenv.NeedContainerd(t, "2"), "ctr"), "-a", socket, "-n", "other", "content", "fetch", "--plain-http", newLab(t, layout, "none").Addr()+"/nginx:latest")
 	if out, err := pull.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

@@ -76,26 +76,38 @@ func NeedRuntime(t testing.TB) string {
 	return ""
 }
 
-// NeedContainerd skips unless there is a containerd and returns the directory of
-// its programs: THAW_CONTAINERD, which scripts/containerd.sh fills, or where PATH
-// has it.
-func NeedContainerd(t testing.TB) string {
+// NeedContainerd skips unless there is a containerd of a series ("2", "1.7") and
+// returns the directory of its programs. THAW_CONTAINERD is the directory that
+// scripts/containerd.sh install filled.
+func NeedContainerd(t testing.TB, series string) string {
 	t.Helper()
 	NeedRoot(t)
-	dir := os.Getenv("THAW_CONTAINERD")
-	if dir == "" {
-		path, err := exec.LookPath("containerd")
-		if err != nil {
-			missing(t, "containerd", "needs containerd: THAW_CONTAINERD, the directory of its programs, or PATH")
-		}
-		dir = filepath.Dir(path)
+	all := os.Getenv("THAW_CONTAINERD")
+	if all == "" {
+		missing(t, "containerd", "needs THAW_CONTAINERD, a directory filled by scripts/containerd.sh install")
 	}
+	dir := filepath.Join(all, series)
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			missing(t, "containerd", "needs containerd: "+err.Error())
 		}
 	}
 	return dir
+}
+
+// NeedCNI skips unless the plugins of the container network interface are
+// installed and returns their directory.
+func NeedCNI(t testing.TB) string {
+	t.Helper()
+	NeedRoot(t)
+	var err error
+	for _, dir := range []string{"/usr/lib/cni", "/opt/cni/bin"} {
+		if _, err = os.Stat(filepath.Join(dir, "host-local")); err == nil {
+			return dir
+		}
+	}
+	missing(t, "containerd", "needs CNI plugins: "+err.Error())
+	return ""
 }
 
 // NeedTool skips unless the named program is on the PATH.
