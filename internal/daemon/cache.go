@@ -11,7 +11,6 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
-	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/oci"
 )
@@ -162,17 +161,4 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 		return []layerstore.Info{info}, err
 	}
 	return nil, api.Errorf(api.CodeNotFound, "thaw cache ls lists what is here", "layer %s is not on this node", dgst)
-}
-
-// waits sums what the mount's readers waited since it was made.
-func (m *mounted) waits() hydrate.Stats {
-	var hs []*hydrate.Layer
-	seen := map[*layer]bool{}
-	for _, l := range m.layers {
-		if !seen[l] {
-			seen[l] = true
-			hs = append(hs, l.hydrate)
-		}
-	}
-	return hydrate.Since(m.Created, hs...)
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/registry"
 )
@@ -49,8 +50,9 @@ type mounted struct {
 	layers  []*layer // as the image has them; a layer may stand twice
 	bundle  *bundle  // of the index; may be nil
 	counter registry.Counter
-	base    int64        // compressed bytes that its layers had fetched before
-	pulled  atomic.Int64 // and those that passed to make its index
+	base    int64                    // compressed bytes that its layers had fetched before
+	before  map[*layer]hydrate.Waits // of readers of its layers before; of other mounts, then
+	pulled  atomic.Int64             // and those that passed to make its index
 	cancel  context.CancelFunc
 	gone    chan struct{} // closed when it is unmounted
 
@@ -126,7 +128,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
-	m := &mounted{img: img, dir: dir, asked: asked, gone: make(chan struct{}), completed: make(chan struct{})}
+	m := &mounted{img: img, dir: dir, asked: asked, before: map[*layer]hydrate.Waits{}, gone: make(chan struct{}), completed: make(chan struct{})}
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
@@ -247,6 +249,9 @@ func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 		}
 		m.layers = append(m.layers, l)
 		m.base += l.hydrate.FetchedBytes()
+		if w := l.hydrate.Waits(); w.Count() > 0 {
+			m.before[l] = w
+		}
 	}
 	d.startBundle(m)
 	return nil

@@ -379,6 +379,7 @@ func (d *Daemon) serveGC(w http.ResponseWriter, r *http.Request) {
 func (m *mounted) stats() api.Stats {
 	s := api.Stats{Requests: m.counter.Requests.Load(), NetworkBytes: m.counter.BytesRead.Load()}
 	seen := map[*layer]bool{}
+	var waits hydrate.Waits
 	for i, l := range m.layers {
 		if seen[l] {
 			continue
@@ -387,6 +388,9 @@ func (m *mounted) stats() api.Stats {
 		s.ImageBytes += m.img.oci.Layers[i].Descriptor.Size
 		s.UnpackedBytes += l.store.Meta().TarBytes
 		s.HereBytes += l.store.HaveBytes()
+		s.FetchedBytes += l.hydrate.FetchedBytes()
+		s.Waiting += l.hydrate.Waiting()
+		waits = waits.Plus(l.hydrate.Waits(), m.before[l])
 		s.Requests += l.counter.Requests.Load()
 		s.NetworkBytes += l.counter.BytesRead.Load()
 	}
@@ -397,9 +401,8 @@ func (m *mounted) stats() api.Stats {
 		s.Requests += b.counter.Requests.Load()
 		s.NetworkBytes += s.BundleBytes
 	}
-	h := m.waits()
-	s.FetchedBytes = m.pulled.Load() + h.FetchedBytes - m.base
-	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = h.Waits, h.WaitP50, h.WaitP99, h.WaitTotal
+	s.FetchedBytes += m.pulled.Load() - m.base
+	s.Waits, s.WaitP50, s.WaitP99, s.WaitTotal = int(waits.Count()), waits.Quantile(.5), waits.Quantile(.99), waits.Total()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.Complete = m.complete

@@ -386,16 +386,23 @@ func TestHugeSpan(t *testing.T) {
 
 func TestStats(t *testing.T) {
 	w := newWorld(t, gzipSource(), setup{config: off})
-	start := time.Now()
 	w.mustFetch(1)
 	w.mustFetch(1)
 	w.mustFetch(8)
-	s := Since(start, w.layer)
-	if s.Waits != 2 || s.FetchedBytes != w.layer.FetchedBytes() || s.WaitP99 < s.WaitP50 || s.WaitTotal < s.WaitP99 {
-		t.Errorf("%+v", s)
+	before := w.layer.Waits()
+	if n := before.Count(); n != 2 || before.Quantile(.99) < before.Quantile(.5) || before.Total() <= 0 {
+		t.Errorf("waits %+v", before)
 	}
-	if s := Since(time.Now(), w.layer); s.Waits != 0 {
-		t.Errorf("%+v", s)
+	if since := (Waits{}).Plus(w.layer.Waits(), before); since.Count() != 0 || since.Total() != 0 || since.Quantile(.5) != 0 {
+		t.Errorf("waits since %+v", since)
+	}
+	w.mustFetch(4)
+	if since := (Waits{}).Plus(w.layer.Waits(), before); since.Count() != 1 || since.Quantile(.5) == 0 {
+		t.Errorf("waits since %+v", since)
+	}
+	s := w.sched.Stats()
+	if s.Waits.Count() != 3 || s.Fetched.Readers != w.layer.FetchedBytes() || s.Fetched.Background != 0 || s.Waiting != 0 || s.Outages != 0 {
+		t.Errorf("all layers: %+v", s)
 	}
 }
 

@@ -141,7 +141,7 @@ func (l *Layer) Fetch(ctx context.Context, off, n int64) error {
 		l.waiting.Add(-1)
 		l.s.lastWait.Store(time.Now().UnixNano())
 		l.s.waiting.Add(-1)
-		l.stats.wait(start, time.Since(start))
+		l.waited(time.Since(start))
 	}()
 	if _, frame := l.lastFrame(off, n); frame >= 0 {
 		l.claim(off, n, true) // what the stream will not bring is asked for at once
@@ -230,11 +230,4 @@ func (l *Layer) compressed(first, end int) (start, stop int64) {
 		start, stop = min(start, s.OffsetCompressed), max(stop, s.OffsetCompressed+s.BytesCompressed)
 	}
 	return start, stop
-}
-
-// FetchedBytes is how many compressed bytes of the layer were fetched.
-func (l *Layer) FetchedBytes() int64 {
-	l.stats.mu.Lock()
-	defer l.stats.mu.Unlock()
-	return l.stats.fetchedBytes
 }

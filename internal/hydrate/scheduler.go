@@ -63,6 +63,7 @@ type Scheduler struct {
 	decode                   *semaphore.Weighted
 	spare                    chan struct{} // before decode, for the background
 
+	stats    stats        // of all layers, those that were closed too
 	waiting  atomic.Int64 // readers in Fetch
 	lastWait atomic.Int64 // when the last one left it, in Unix ns
 

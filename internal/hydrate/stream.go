@@ -80,7 +80,7 @@ type pacedReader struct {
 
 func (p *pacedReader) Read(b []byte) (int, error) {
 	n, err := p.r.Read(b)
-	p.l.stats.fetched(int64(n))
+	p.l.fetched(int64(n), p.l.waiting.Load() > 0)
 	if err != nil && err != io.EOF {
 		err = &sourceError{err}
 	}

@@ -222,7 +222,7 @@ func (t *receiver) receive(ctx context.Context) error {
 			}
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
 			have += int64(n)
-			t.l.stats.fetched(int64(n))
+			t.l.fetched(int64(n), t.run.isUrgent())
 			if n > 0 {
 				t.run.progress.Store(time.Now().UnixNano())
 			}

@@ -128,6 +128,7 @@ type Stats struct {
 	WaitP50       time.Duration `json:"waitP50Ns"`
 	WaitP99       time.Duration `json:"waitP99Ns"`
 	WaitTotal     time.Duration `json:"waitTotalNs"`
+	Waiting       int64         `json:"waiting"`  // reads that wait now, of all mounts that share the layers
 	Complete      bool          `json:"complete"` // every layer is here and proven
 	CompletedAt   time.Time     `json:"completedAt,omitzero"`
 	Error         string        `json:"error,omitempty"`  // why hydration cannot go on
