@@ -46,6 +46,7 @@ type daemonOptions struct {
 	readTimeout time.Duration
 	trust       string
 	trustKey    string
+	listen      string
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -95,6 +96,7 @@ func (o *daemonOptions) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.trust, "trust", "", "which indexes are taken: any, local (built on this node), signed (with --trust-key, or local) (default any)")
 	f.StringVar(&o.trustKey, "trust-key", "", "file of a public key in PEM, as cosign or openssl write it")
+	f.StringVar(&o.listen, "containerd-listen", "", "serve containerd as a snapshotter on this socket (default off)")
 	complete(cmd, "trust", trust.Any, trust.Local, trust.Signed)
 	f.BoolVar(&o.upgrade, "upgrade", false, "have the running daemon go on as this program")
 	f.StringVar(&o.mount, "mount", "", "how to mount: auto, fanotify, fuse, eager (default auto)")
@@ -187,7 +189,10 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 		return daemon.Config{}, fmt.Errorf("find own program: %w", err)
 	}
 	restart := slices.Concat([]string{exe}, g.daemonArgs(root), o.args())
-	return daemon.Config{Root: root, Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+	if cfg.Containerd.Listen = cmp.Or(o.listen, cfg.Containerd.Listen); cfg.Containerd.Listen != "" && !filepath.IsAbs(cfg.Containerd.Listen) {
+		return daemon.Config{}, usageError{fmt.Errorf("containerd.listen %q: name the socket from the root", cfg.Containerd.Listen)}
+	}
+	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, Mode: cfg.ImageMode}, Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
@@ -252,6 +257,9 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.trust != "" {
 		args = append(args, "--trust", o.trust)
+	}
+	if o.listen != "" {
+		args = append(args, "--containerd-listen", o.listen)
 	}
 	if o.trustKey != "" {
 		args = append(args, "--trust-key", o.trustKey)

@@ -22,6 +22,8 @@ import (
 const (
 	DefaultPath = "/etc/thaw/config.toml"
 	DefaultRoot = "/var/lib/thaw"
+	// DefaultContainerd is containerd's socket.
+	DefaultContainerd = "/run/containerd/containerd.sock"
 )
 
 // Config is all that can be configured.
@@ -58,6 +60,17 @@ type Config struct {
 	MaxMemory Size `toml:"max-memory"`
 	// Cache bounds the layers on disk.
 	Cache Cache `toml:"cache"`
+	// Containerd says how containerd is served.
+	Containerd Containerd `toml:"containerd"`
+	// Images say how containerd's images are had, by their references; the first
+	// that matches counts.
+	Images []ImageRule `toml:"images"`
+}
+
+// Containerd is the containerd that thaw is a snapshotter of.
+type Containerd struct {
+	Listen  string `toml:"listen"`  // socket that thaw makes for it; empty: off
+	Address string `toml:"address"` // its own socket
 }
 
 // Cache says when layers are evicted that nothing uses and nothing pins. Shares
@@ -80,7 +93,7 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // Default returns the defaults.
 func Default() Config {
 	return Config{Root: DefaultRoot, Mount: "auto", Trust: "any", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
-		ReadTimeout: Duration(time.Minute), Record: true}
+		ReadTimeout: Duration(time.Minute), Record: true, Containerd: Containerd{Address: DefaultContainerd}}
 }
 
 // Load returns the defaults, overridden by the file at path and then by
@@ -122,6 +135,11 @@ func (c *Config) parse(b []byte) error {
 	}
 	if c.ReadTimeout <= 0 {
 		return fmt.Errorf("read-timeout %q: want more than nothing", time.Duration(c.ReadTimeout))
+	}
+	for _, r := range c.Images {
+		if err := r.check(); err != nil {
+			return err
+		}
 	}
 	_, err = ParseRate(c.Background)
 	return err

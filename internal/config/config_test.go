@@ -35,12 +35,20 @@ trust-key = "/etc/thaw/key.pub"
 [cache]
 max-size = "50GB"
 min-free = "10%"
+[containerd]
+listen = "/run/thaw/snapshotter.sock"
+address = "/run/k3s/containerd/containerd.sock"
+[[images]]
+match = "**/pause"
+mode = "lazy"
 `, func(c *Config) {
 			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
 				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Record: false, Insecure: []string{"registry.local:5000"},
 				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}},
 				Trust:   "signed", TrustKey: "/etc/thaw/key.pub",
-				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}}}
+				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}},
+				Containerd: Containerd{Listen: "/run/thaw/snapshotter.sock", Address: "/run/k3s/containerd/containerd.sock"},
+				Images:     []ImageRule{{Match: "**/pause", Mode: ModeLazy}}}
 		}, ""},
 		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},
 		{"wrong type", "root = 3\n", nil, "line 1"},

@@ -224,7 +224,7 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 			err = h.Apply(ctx, s, runtime.NumCPU(), want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
 		}
 	}
-	if err == nil && m.Writable {
+	if err == nil && (m.Writable || m.Snapshot) {
 		// A container that does what the recorded one did is not ready yet: it gets
 		// the CPU, of which the background else would take its half.
 		then = m.Created.Add(h.Ready + h.Ready/2)

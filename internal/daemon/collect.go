@@ -86,13 +86,13 @@ func hasManifest(dgst digest.Digest) func(*image) bool {
 	return func(img *image) bool { return img.digest == dgst }
 }
 
-// forgetImages removes the records of images that are neither pulled nor in
-// use, and returns the manifests of the others.
+// forgetImages removes the records of images that are neither pulled, nor
+// containerd's, nor in use, and returns the manifests of the others.
 func (d *Daemon) forgetImages() (map[digest.Digest]bool, error) {
 	left := map[digest.Digest]bool{}
 	for path, stored := range d.rememberedImages() {
 		gone := false
-		if stored == nil || !stored.Pulled {
+		if stored == nil || !stored.Pulled && !stored.Snapshots {
 			manifest := digest.Digest("")
 			if stored != nil {
 				manifest = stored.Digest
@@ -257,15 +257,20 @@ func (d *Daemon) restorePins() {
 		return
 	}
 	for _, stored := range d.rememberedImages() {
-		if stored == nil || !stored.Pulled || slices.Contains(owners, ownerImage+stored.Ref) {
+		if stored == nil {
 			continue
 		}
-		blobs, err := stored.layers()
-		if err == nil {
-			err = d.store.Pin(ownerImage+stored.Ref, blobs...)
-		}
-		if err != nil {
-			d.log.Error("pin image again", "image", stored.Ref, "err", err)
+		for owner, pins := range map[string]bool{ownerImage + stored.Ref: stored.Pulled, snapshotOwner(stored.Digest): stored.Snapshots} {
+			if !pins || slices.Contains(owners, owner) {
+				continue
+			}
+			blobs, err := stored.layers()
+			if err == nil {
+				err = d.store.Pin(owner, blobs...)
+			}
+			if err != nil {
+				d.log.Error("pin image again", "image", stored.Ref, "err", err)
+			}
 		}
 	}
 	d.log.Warn("pins were damaged: those of pulled images are made again, and all layers that were here are kept until: thaw cache unpin " + layerstore.LostPins)

@@ -28,6 +28,7 @@ import (
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/indexstore"
 	"github.com/thaw-project/thaw/internal/layerstore"
@@ -58,6 +59,7 @@ type Config struct {
 	Mirrors          map[string][]string
 	Trust            string     // which indexes are taken: trust.Any, trust.Local or trust.Signed
 	TrustKey         *trust.Key // for trust.Signed
+	Containerd       Containerd
 	// Keeper is the command that runs keeper.Run for Root.
 	Keeper []string
 	// Restart is the command that starts a daemon like this one; empty: the
@@ -87,8 +89,9 @@ type Daemon struct {
 	mounter  lazyMounter       // nil in eager mode
 	fanotify *fanotify.Mounter // the same, where it is one
 
-	recorder recorder
-	traces   *tracestore.Store
+	recorder  recorder
+	fallbacks *fallback.Log
+	traces    *tracestore.Store
 
 	checking   sync.Mutex // held while an index is compared with its layers
 	collecting sync.Mutex // held while small files are collected; taken before mu
@@ -159,6 +162,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if d.traces, err = tracestore.Open(filepath.Join(cfg.Root, "traces"), d.log); err != nil {
 		return err
 	}
+	d.fallbacks = fallback.Open(filepath.Join(cfg.Root, "fallbacks.json"), d.log)
 	if err := group.LimitFiles(); err != nil {
 		d.log.Warn("set limit of open files", "err", err)
 	}
@@ -171,6 +175,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.room.open.Store(true)
+	if err := d.serveContainerd(); err != nil {
+		return err
+	}
 	if err := d.serve(); err != nil || d.upgrade == "" {
 		return err
 	}
@@ -295,7 +302,7 @@ func (d *Daemon) exit() {
 
 // leaveWhenIdle ends the daemon some time after the last mount and call.
 func (d *Daemon) leaveWhenIdle() {
-	if d.cfg.IdleExit <= 0 {
+	if d.cfg.IdleExit <= 0 || d.cfg.Containerd.Listen != "" {
 		return
 	}
 	tick := time.NewTicker(min(d.cfg.IdleExit, 5*time.Second))

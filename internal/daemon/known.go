@@ -23,6 +23,8 @@ type storedImage struct {
 	Media    string        `json:"mediaType"`
 	Digest   digest.Digest `json:"digest"`
 	Pulled   bool          `json:"pulled"` // by `thaw pull`: its layers are pinned
+	// Snapshots says that containerd's snapshots are of it: its layers are pinned.
+	Snapshots bool `json:"snapshots,omitempty"`
 }
 
 func (d *Daemon) imagePath(ref oci.Reference) string {
@@ -82,12 +84,14 @@ func readImage(path string) (*storedImage, error) {
 // without its registry. pulled stays set once it was.
 func (d *Daemon) rememberImage(img *image, pulled bool) error {
 	path := d.imagePath(img.ref)
+	stored := img.stored(pulled)
 	if old, err := readImage(path); err == nil && old.Digest == img.digest {
 		if old.Pulled || !pulled {
 			return nil
 		}
+		stored.Snapshots = old.Snapshots
 	}
-	return writeJSON(path, img.stored(pulled))
+	return writeJSON(path, stored)
 }
 
 func (img *image) stored(pulled bool) storedImage {

@@ -36,9 +36,10 @@ type record struct {
 	Pid       int              `json:"pid,omitempty"` // of `thaw run`
 	PidStart  uint64           `json:"pidStart,omitempty"`
 	Created   time.Time        `json:"created"`
-	ImageDir  string           `json:"imageDir"` // where the EROFS image is mounted
-	Writable  bool             `json:"writable"` // a container's root lies over it
-	Finished  bool             `json:"finished"` // mounting is done
+	ImageDir  string           `json:"imageDir"`           // where the EROFS image is mounted
+	Writable  bool             `json:"writable"`           // a container's root lies over it
+	Snapshot  bool             `json:"snapshot,omitempty"` // containerd's snapshots stand on it
+	Finished  bool             `json:"finished"`           // mounting is done
 	Committed []api.Phase      `json:"phases,omitempty"`
 }
 
@@ -139,21 +140,30 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if m.Writable {
 		m.Pid, m.PidStart = pid, pidStart(pid)
 	}
+	return m, d.finishMount(ctx, t, m)
+}
+
+// finishMount mounts what m describes; after an error nothing is left of it.
+func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
+	img := m.img
 	if err := d.mountLayers(ctx, t, m); err != nil {
-		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
+		return errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
 	m.Committed = t.phases
 	m.Finished = true
 	if err := errors.Join(img.waitKept(), d.keepIndex(m), m.save()); err != nil {
-		return nil, errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
+		return errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
 	d.adopt(m)
+	if m.Snapshot {
+		return nil // the image is remembered already
+	}
 	d.wg.Go(func() {
 		if err := d.rememberImage(img, false); err != nil {
 			d.log.Error("remember image", "image", img.ref, "err", err)
 		}
 	})
-	return m, nil
+	return nil
 }
 
 // adopt serves a mount from now on.

@@ -55,6 +55,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST /v1/mounts/{id}/times", d.serveTimes)
 	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
 	mux.HandleFunc("POST /v1/pull", d.servePull)
+	mux.HandleFunc("GET /v1/fallbacks", d.serveFallbacks)
 	mux.HandleFunc("GET /v1/layers", d.serveLayers)
 	mux.HandleFunc("DELETE /v1/layers", d.serveRemove)
 	mux.HandleFunc("POST /v1/gc", d.serveGC)

@@ -95,6 +95,18 @@ func (s *Store) measure(dir string) (diskBytes int64, lastUse time.Time, err err
 	return diskBytes, lastUse, nil
 }
 
+// DiskBytes is what a layer takes on disk now; 0 for one that is not here.
+func (s *Store) DiskBytes(blob digest.Digest) (int64, error) {
+	if err := checkDigest(blob); err != nil {
+		return 0, fmt.Errorf("measure layer: %w", err)
+	}
+	n, _, err := s.measure(s.layerDir(blob))
+	if err != nil {
+		return 0, fmt.Errorf("measure layer %s: %w", blob, err)
+	}
+	return n, nil
+}
+
 // Evict removes layers that have no users and no pins and that keep (nil: none)
 // does not want, the least recently used first, until bytes of the disk are free
 // again, and returns those. Too little that may go is no error.

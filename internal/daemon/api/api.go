@@ -253,6 +253,20 @@ type TraceInfo struct {
 	Created  time.Time     `json:"created"`           // end of the newest run
 }
 
+// Fallback is an image of containerd's that was not mounted lazily.
+type Fallback struct {
+	First    time.Time     `json:"first"`
+	Last     time.Time     `json:"last"`
+	Count    int           `json:"count"`
+	Image    string        `json:"image,omitempty"`
+	Manifest digest.Digest `json:"manifest,omitempty"`
+	ChainID  digest.Digest `json:"chainID,omitempty"` // of the layers that containerd asked for last
+	Action   string        `json:"action"`            // what was done instead: eager (brought whole by thaw), plain (left to containerd)
+	Reason   string        `json:"reason"`            // a code: see package fallback
+	Detail   string        `json:"detail,omitempty"`
+	Hint     string        `json:"hint"`
+}
+
 // Trace is that with the reads, in order.
 type Trace struct {
 	TraceInfo

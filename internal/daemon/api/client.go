@@ -227,6 +227,12 @@ func (c *Client) Unpin(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/pins?name="+url.QueryEscape(name), nil, nil)
 }
 
+// Fallbacks lists containerd's images that were not mounted lazily, the last first.
+func (c *Client) Fallbacks(ctx context.Context) ([]Fallback, error) {
+	var f []Fallback
+	return f, c.call(ctx, http.MethodGet, "/v1/fallbacks", nil, &f)
+}
+
 // Traces lists what starts have read, by image and command.
 func (c *Client) Traces(ctx context.Context) ([]TraceInfo, error) {
 	var t []TraceInfo
