@@ -108,6 +108,7 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 	if spec.Runtime, err = container.FindRuntime(opts.runtime); err != nil {
 		return &exitError{container.CodeNotStarted, err}
 	}
+	go container.Prefetch(cmd.Context(), spec.Runtime)
 	req, err := opts.mountRequest(image)
 	if err != nil {
 		return err

@@ -79,7 +79,7 @@ func forEachRuntime(t *testing.T, test func(t *testing.T, opts Options)) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
-			if name == "crun" && mixedCgroups() {
+			if name == "crun" && !crunCan() {
 				t.Skip("crun refuses machines that use both cgroup versions")
 			}
 			opts := Options{
@@ -501,7 +501,7 @@ func TestTwoAtOnce(t *testing.T) {
 func BenchmarkStart(b *testing.B) {
 	testenv.NeedRuntime(b)
 	for _, name := range runtimes {
-		if _, err := FindRuntime(name); err != nil || name == "crun" && mixedCgroups() {
+		if _, err := FindRuntime(name); err != nil || name == "crun" && !crunCan() {
 			continue
 		}
 		b.Run(name, func(b *testing.B) {
@@ -523,4 +523,48 @@ func BenchmarkStart(b *testing.B) {
 			b.ReportMetric(started.Seconds()*1000/float64(b.N), "started-ms/op")
 		})
 	}
+}
+
+// A runtime that is prefetched is in the page cache afterwards; one that is
+// there, and one that is not installed, are left alone.
+func TestPrefetch(t *testing.T) {
+	testenv.NeedRuntime(t)
+	path, err := FindRuntime("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), filepath.Base(path))
+	if err := os.WriteFile(copied, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(copied, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		t.Fatal(err)
+	}
+	size := int64(len(b))
+	if mostlyCached(f, size) {
+		t.Skip("the file system keeps the file cached")
+	}
+	f.Close()
+	Prefetch(t.Context(), copied)
+	g, err := os.Open(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if !mostlyCached(g, size) {
+		t.Error("it is not in the page cache")
+	}
+	Prefetch(t.Context(), filepath.Join(t.TempDir(), "none"))
 }

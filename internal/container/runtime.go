@@ -43,7 +43,7 @@ func FindRuntime(name string) (string, error) {
 	names := runtimes
 	if name != "" && name != "auto" {
 		names = []string{name}
-	} else if mixedCgroups() {
+	} else if !crunCan() {
 		names = []string{"runc"}
 	}
 	for _, n := range names {
@@ -54,13 +54,6 @@ func FindRuntime(name string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("find OCI runtime: %s: %w", strings.Join(names, ", "), exec.ErrNotFound)
-}
-
-// mixedCgroups reports whether controllers of both cgroup versions are in use,
-// which crun refuses ("cgroups in hybrid mode not supported").
-func mixedCgroups() bool {
-	b, err := os.ReadFile("/sys/fs/cgroup/unified/cgroup.controllers")
-	return err == nil && len(strings.TrimSpace(string(b))) > 0
 }
 
 func newClient(runtime, bundle string) (*runc.Runc, error) {
