@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,6 +30,7 @@ type credential struct {
 	refresh, expires time.Time
 	refreshing       atomic.Bool // one try ahead of time is enough
 	worked           atomic.Bool
+	from             authn.AuthConfig // what it was made of
 }
 
 // auth holds the credentials for one endpoint. What kind it wants is learned
@@ -44,10 +46,12 @@ type auth struct {
 	challenge challenge  // scheme "" until a 401 came
 	scopes    map[string][]string
 	creds     map[string]*credential
+	refused   map[string][]authn.AuthConfig // candidates that were, since all were
 }
 
 func newAuth(c *Client, ep *endpoint) *auth {
-	return &auth{client: c, endpoint: ep, scopes: make(map[string][]string), creds: make(map[string]*credential)}
+	return &auth{client: c, endpoint: ep, scopes: make(map[string][]string), creds: make(map[string]*credential),
+		refused: make(map[string][]authn.AuthConfig)}
 }
 
 func authKey(info *requestInfo) string { return info.repository + " " + info.scope }
@@ -97,8 +101,21 @@ func (a *auth) renew(ctx context.Context, info *requestInfo, old *credential, ch
 		}
 	}
 	delete(a.creds, key)
+	if old != nil && !old.worked.Load() {
+		a.refuse(key, old.from)
+	}
 	a.mu.Unlock()
 	return a.fetch(ctx, info)
+}
+
+// maxRefused bounds what is remembered of candidates.
+const maxRefused = 16
+
+// refuse notes that a candidate is no good. Called with mu held.
+func (a *auth) refuse(key string, cfg authn.AuthConfig) {
+	if !slices.Contains(a.refused[key], cfg) && len(a.refused[key]) < maxRefused {
+		a.refused[key] = append(a.refused[key], cfg)
+	}
 }
 
 // pickChallenge prefers a bearer challenge with a realm to basic.
@@ -151,20 +168,70 @@ func (a *auth) fetch(ctx context.Context, info *requestInfo) (*credential, error
 	}
 }
 
-// obtain asks the keychain and, for bearer, the token server.
-func (a *auth) obtain(ctx context.Context, info *requestInfo) (*credential, error) {
-	a.mu.Lock()
-	ch, scopes := a.challenge, a.scopes[authKey(info)]
-	a.mu.Unlock()
-	target := resource{a.endpoint.credentialHost, info.repository}
-	authenticator, err := authn.Resolve(ctx, a.client.opts.Keychain, target)
-	var cfg *authn.AuthConfig
-	if err == nil {
-		cfg, err = authn.Authorization(ctx, authenticator)
+// Candidates is what a keychain may be besides: one that knows several credentials
+// for a repository, the likeliest first. None is no error.
+type Candidates interface {
+	Candidates(ctx context.Context, target authn.Resource) ([]authn.AuthConfig, error)
+}
+
+func candidates(ctx context.Context, keys authn.Keychain, target resource) ([]authn.AuthConfig, error) {
+	if several, ok := keys.(Candidates); ok {
+		all, err := several.Candidates(ctx, target)
+		if err == nil && len(all) == 0 {
+			all = []authn.AuthConfig{{}}
+		}
+		return all, err
 	}
+	authenticator, err := authn.Resolve(ctx, keys, target)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := authn.Authorization(ctx, authenticator)
+	if err != nil {
+		return nil, err
+	}
+	return []authn.AuthConfig{*cfg}, nil
+}
+
+// obtain asks the keychain and, for bearer, the token server. Of several candidates
+// it takes the first that was not refused, or of those that were the first: passwords
+// change.
+func (a *auth) obtain(ctx context.Context, info *requestInfo) (*credential, error) {
+	key := authKey(info)
+	target := resource{a.endpoint.credentialHost, info.repository}
+	all, err := candidates(ctx, a.client.opts.Keychain, target)
 	if err != nil {
 		return nil, &Error{Op: "find credentials", Registry: target.registry, Repository: info.repository, Err: err}
 	}
+	a.mu.Lock()
+	old := a.refused[key]
+	good := slices.DeleteFunc(slices.Clone(all), func(cfg authn.AuthConfig) bool { return slices.Contains(old, cfg) })
+	bad := slices.DeleteFunc(slices.Clone(all), func(cfg authn.AuthConfig) bool { return slices.Contains(good, cfg) })
+	if len(good) == 0 {
+		delete(a.refused, key)
+	}
+	a.mu.Unlock()
+	for _, cfg := range append(good, bad...) {
+		var cred *credential
+		if cred, err = a.build(ctx, info, &cfg); err == nil {
+			cred.from = cfg
+			return cred, nil
+		}
+		if !errors.Is(err, ErrUnauthorized) {
+			break
+		}
+		a.mu.Lock()
+		a.refuse(key, cfg)
+		a.mu.Unlock()
+	}
+	return nil, err
+}
+
+// build makes a credential of what a keychain has.
+func (a *auth) build(ctx context.Context, info *requestInfo, cfg *authn.AuthConfig) (*credential, error) {
+	a.mu.Lock()
+	ch, scopes := a.challenge, a.scopes[authKey(info)]
+	a.mu.Unlock()
 	if cfg.RegistryToken != "" {
 		return &credential{header: "Bearer " + cfg.RegistryToken, got: time.Now()}, nil
 	}
@@ -190,8 +257,11 @@ func basicHeader(cfg *authn.AuthConfig) string {
 
 // authTransport adds the endpoint's credential to requests for the endpoint's
 // own host, and to no others: a redirect's target never sees it. A 401 is
-// answered with a new credential, once.
-type authTransport struct{ next http.RoundTripper }
+// answered with a new credential, and with each other one that there is.
+type authTransport struct {
+	next http.RoundTripper
+	keys authn.Keychain
+}
 
 func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
@@ -206,30 +276,36 @@ func (t *authTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	resp, err := t.send(req, info, cred)
-	if err != nil || !refused(resp, cred) {
-		return resp, err
-	}
-	if req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
-		return resp, nil
-	}
-	if err := detachBody(resp); err != nil { // the token request may need this slot
-		return nil, err
-	}
-	next, err := a.renew(ctx, info, cred, parseChallenges(resp.Header.Values("WWW-Authenticate")))
-	if err != nil {
-		return nil, err
-	}
-	if next == nil || (cred != nil && next.header == cred.header) || (cred == nil && next.header == "") {
-		return resp, nil
-	}
-	again := req.Clone(ctx)
-	if req.GetBody != nil {
-		if again.Body, err = req.GetBody(); err != nil {
+	_, several := t.keys.(Candidates)
+	var tried []authn.AuthConfig
+	for i := 0; i < maxAttempts && err == nil && refused(resp, cred); i++ {
+		if i > 0 && !several || req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
+			break
+		}
+		if err := detachBody(resp); err != nil { // the token request may need this slot
 			return nil, err
 		}
+		next, nerr := a.renew(ctx, info, cred, parseChallenges(resp.Header.Values("WWW-Authenticate")))
+		if nerr != nil {
+			return nil, nerr
+		}
+		if next == nil || cred != nil && next.header == cred.header || cred == nil && next.header == "" || slices.Contains(tried, next.from) {
+			break
+		}
+		again := req.Clone(ctx)
+		if req.GetBody != nil {
+			if again.Body, err = req.GetBody(); err != nil {
+				return nil, err
+			}
+		}
+		cred, tried = next, append(tried, next.from)
+		resp, err = t.send(again, info, cred)
 	}
-	return t.send(again, info, next)
+	return resp, err
 }
+
+// maxAttempts bounds the credentials that one request is tried with.
+const maxAttempts = 4
 
 func (t *authTransport) send(req *http.Request, info *requestInfo, cred *credential) (*http.Response, error) {
 	if cred == nil || cred.header == "" {

@@ -20,7 +20,8 @@ import (
 // private ones with the user's docker credentials.
 type Options struct {
 	// Keychain finds credentials; nil means Docker's config.json (and Podman's
-	// auth.json) with its credential helpers.
+	// auth.json) with its credential helpers. One that is also Candidates may have
+	// several for a repository: they are tried in order.
 	Keychain authn.Keychain
 	// DockerConfigDir is the directory of config.json to use with a nil
 	// Keychain; empty means the user's.
@@ -98,7 +99,7 @@ func New(opts Options) *Client {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if opts.Keychain == nil {
-		opts.Keychain = defaultKeychain(opts.DockerConfigDir)
+		opts.Keychain = DockerKeychain(opts.DockerConfigDir)
 	}
 	opts.Mirrors, opts.Insecure = maps.Clone(opts.Mirrors), slices.Clone(opts.Insecure)
 	c := &Client{
@@ -117,7 +118,7 @@ func New(opts Options) *Client {
 	logged := &logTransport{next: base, client: c}
 	stalled := &stallTransport{next: logged, idle: opts.IdleTimeout}
 	c.plain = &limitTransport{next: stalled, limits: &c.limits}
-	c.authed = &authTransport{next: c.plain}
+	c.authed = &authTransport{next: c.plain, keys: opts.Keychain}
 	return c
 }
 

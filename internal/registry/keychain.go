@@ -8,9 +8,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 )
 
-// defaultKeychain is Docker's: config.json with its credential helpers, in dir
+// DockerKeychain is Docker's: config.json with its credential helpers, in dir
 // or, with dir empty, where Docker and Podman keep theirs.
-func defaultKeychain(dir string) authn.Keychain {
+func DockerKeychain(dir string) authn.Keychain {
 	if dir == "" {
 		return authn.DefaultKeychain
 	}
