@@ -192,7 +192,16 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if cfg.Containerd.Listen = cmp.Or(o.listen, cfg.Containerd.Listen); cfg.Containerd.Listen != "" && !filepath.IsAbs(cfg.Containerd.Listen) {
 		return daemon.Config{}, usageError{fmt.Errorf("containerd.listen %q: name the socket from the root", cfg.Containerd.Listen)}
 	}
-	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, Mode: cfg.ImageMode}, Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+	for name, path := range map[string]string{"containerd.image-service": cfg.Containerd.ImageService, "credentials.key": cfg.Credentials.Key,
+		"credentials.providers": cfg.Credentials.Providers, "credentials.providers-dir": cfg.Credentials.ProvidersDir} {
+		if path != "" && !filepath.IsAbs(path) {
+			return daemon.Config{}, usageError{fmt.Errorf("%s %q: name it from the root", name, path)}
+		}
+	}
+	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, ImageService: cfg.Containerd.ImageService, Address: cfg.Containerd.Address, Mode: cfg.ImageMode},
+		Credentials: daemon.Credentials{InMemory: cfg.Credentials.Keep == config.CredentialsMemory, KeyFile: cfg.Credentials.Key,
+			Providers: cfg.Credentials.Providers, ProvidersDir: cfg.Credentials.ProvidersDir},
+		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,

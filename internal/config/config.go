@@ -62,6 +62,8 @@ type Config struct {
 	Cache Cache `toml:"cache"`
 	// Containerd says how containerd is served.
 	Containerd Containerd `toml:"containerd"`
+	// Credentials say where passwords come from besides docker's configuration.
+	Credentials Credentials `toml:"credentials"`
 	// Images say how containerd's images are had, by their references; the first
 	// that matches counts.
 	Images []ImageRule `toml:"images"`
@@ -71,7 +73,28 @@ type Config struct {
 type Containerd struct {
 	Listen  string `toml:"listen"`  // socket that thaw makes for it; empty: off
 	Address string `toml:"address"` // its own socket
+	// ImageService is a socket for the kubelet's --image-service-endpoint, from which
+	// calls are forwarded to Address; empty: off.
+	ImageService string `toml:"image-service"`
 }
+
+// Credentials are where passwords come from.
+type Credentials struct {
+	// Keep says how what pulls were made with is kept: CredentialsSealed on disk, or
+	// CredentialsMemory.
+	Keep string `toml:"keep"`
+	Key  string `toml:"key"` // file of 32 bytes that seals; empty: one in the state directory
+	// Providers is the kubelet's file of credential-provider plugins, and ProvidersDir
+	// the directory of their programs.
+	Providers    string `toml:"providers"`
+	ProvidersDir string `toml:"providers-dir"`
+}
+
+// How credentials are kept.
+const (
+	CredentialsSealed = "sealed"
+	CredentialsMemory = "memory"
+)
 
 // Cache says when layers are evicted that nothing uses and nothing pins. Shares
 // are of the state directory's file system.
@@ -93,7 +116,8 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // Default returns the defaults.
 func Default() Config {
 	return Config{Root: DefaultRoot, Mount: "auto", Trust: "any", IdleExit: Duration(time.Minute), Grace: Duration(30 * time.Second),
-		ReadTimeout: Duration(time.Minute), Record: true, Containerd: Containerd{Address: DefaultContainerd}}
+		ReadTimeout: Duration(time.Minute), Record: true, Containerd: Containerd{Address: DefaultContainerd},
+		Credentials: Credentials{Keep: CredentialsSealed}}
 }
 
 // Load returns the defaults, overridden by the file at path and then by
@@ -135,6 +159,12 @@ func (c *Config) parse(b []byte) error {
 	}
 	if c.ReadTimeout <= 0 {
 		return fmt.Errorf("read-timeout %q: want more than nothing", time.Duration(c.ReadTimeout))
+	}
+	if k := c.Credentials.Keep; k != CredentialsSealed && k != CredentialsMemory {
+		return fmt.Errorf("credentials.keep %q: want %s or %s", k, CredentialsSealed, CredentialsMemory)
+	}
+	if (c.Credentials.Providers == "") != (c.Credentials.ProvidersDir == "") {
+		return errors.New("credentials.providers and credentials.providers-dir need each other")
 	}
 	for _, r := range c.Images {
 		if err := r.check(); err != nil {

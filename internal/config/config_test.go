@@ -38,6 +38,12 @@ min-free = "10%"
 [containerd]
 listen = "/run/thaw/snapshotter.sock"
 address = "/run/k3s/containerd/containerd.sock"
+image-service = "/run/thaw/cri.sock"
+[credentials]
+keep = "memory"
+key = "/run/credentials/thaw.service/key"
+providers = "/etc/kubernetes/providers.yaml"
+providers-dir = "/usr/libexec/kubernetes"
 [[images]]
 match = "**/pause"
 mode = "lazy"
@@ -47,9 +53,13 @@ mode = "lazy"
 				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}},
 				Trust:   "signed", TrustKey: "/etc/thaw/key.pub",
 				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}},
-				Containerd: Containerd{Listen: "/run/thaw/snapshotter.sock", Address: "/run/k3s/containerd/containerd.sock"},
-				Images:     []ImageRule{{Match: "**/pause", Mode: ModeLazy}}}
+				Containerd: Containerd{Listen: "/run/thaw/snapshotter.sock", Address: "/run/k3s/containerd/containerd.sock", ImageService: "/run/thaw/cri.sock"},
+				Credentials: Credentials{Keep: "memory", Key: "/run/credentials/thaw.service/key", Providers: "/etc/kubernetes/providers.yaml",
+					ProvidersDir: "/usr/libexec/kubernetes"},
+				Images: []ImageRule{{Match: "**/pause", Mode: ModeLazy}}}
 		}, ""},
+		{"unknown way to keep credentials", "[credentials]\nkeep = \"paper\"\n", nil, "paper"},
+		{"providers without programs", "[credentials]\nproviders = \"/etc/p.yaml\"\n", nil, "need each other"},
 		{"unknown setting", "bakground = \"off\"\n", nil, "bakground"},
 		{"wrong type", "root = 3\n", nil, "line 1"},
 		{"wrong duration", "grace = \"soon\"\n", nil, "soon"},

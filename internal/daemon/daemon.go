@@ -27,6 +27,7 @@ import (
 
 	digest "github.com/opencontainers/go-digest"
 
+	"github.com/thaw-project/thaw/internal/credentials"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/hydrate"
@@ -60,6 +61,7 @@ type Config struct {
 	Trust            string     // which indexes are taken: trust.Any, trust.Local or trust.Signed
 	TrustKey         *trust.Key // for trust.Signed
 	Containerd       Containerd
+	Credentials      Credentials
 	// Keeper is the command that runs keeper.Run for Root.
 	Keeper []string
 	// Restart is the command that starts a daemon like this one; empty: the
@@ -81,13 +83,15 @@ type Daemon struct {
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup // goroutines under ctx
 
-	store    *layerstore.Store
-	indexes  *indexstore.Store
-	clients  clients
-	sched    *hydrate.Scheduler
-	keeper   *keeper.Client    // nil in eager mode
-	mounter  lazyMounter       // nil in eager mode
-	fanotify *fanotify.Mounter // the same, where it is one
+	store     *layerstore.Store
+	indexes   *indexstore.Store
+	clients   clients
+	handed    *credentials.Store   // with pulls
+	providers *credentials.Plugins // may be nil
+	sched     *hydrate.Scheduler
+	keeper    *keeper.Client    // nil in eager mode
+	mounter   lazyMounter       // nil in eager mode
+	fanotify  *fanotify.Mounter // the same, where it is one
 
 	recorder  recorder
 	fallbacks *fallback.Log
@@ -163,6 +167,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.fallbacks = fallback.Open(filepath.Join(cfg.Root, "fallbacks.json"), d.log)
+	if err := d.openCredentials(); err != nil {
+		return err
+	}
 	if err := group.LimitFiles(); err != nil {
 		d.log.Warn("set limit of open files", "err", err)
 	}
@@ -175,7 +182,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.room.open.Store(true)
-	if err := d.serveContainerd(); err != nil {
+	if err := errors.Join(d.serveContainerd(), d.serveImageService()); err != nil {
 		return err
 	}
 	if err := d.serve(); err != nil || d.upgrade == "" {
@@ -302,7 +309,7 @@ func (d *Daemon) exit() {
 
 // leaveWhenIdle ends the daemon some time after the last mount and call.
 func (d *Daemon) leaveWhenIdle() {
-	if d.cfg.IdleExit <= 0 || d.cfg.Containerd.Listen != "" {
+	if d.cfg.IdleExit <= 0 || d.cfg.Containerd.Listen != "" || d.cfg.Containerd.ImageService != "" {
 		return
 	}
 	tick := time.NewTicker(min(d.cfg.IdleExit, 5*time.Second))

@@ -197,7 +197,7 @@ func (d *Daemon) repository(ref oci.Reference, req api.ImageRequest) (registry.R
 	defer d.clients.mu.Unlock()
 	c := d.clients.all[key]
 	if c == nil {
-		c = registry.New(registry.Options{DockerConfigDir: req.DockerConfig, Insecure: insecure, Mirrors: d.cfg.Mirrors,
+		c = registry.New(registry.Options{Keychain: d.keychain(req.DockerConfig), Insecure: insecure, Mirrors: d.cfg.Mirrors,
 			Log: d.log, UserAgent: "thaw/" + d.cfg.Version})
 		if d.clients.all == nil {
 			d.clients.all = map[clientKey]*registry.Client{}

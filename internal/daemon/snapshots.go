@@ -30,6 +30,9 @@ import (
 // Containerd is how the daemon serves containerd.
 type Containerd struct {
 	Listen string // socket of the snapshotter; empty: off
+	// ImageService is the socket of CRI's image service, which forwards to Address,
+	// containerd's own; empty: off.
+	ImageService, Address string
 	// Mode says how an image is had, by its reference: SnapshotLazy, SnapshotEager
 	// or SnapshotOff; empty: no wish. nil: no wish for any.
 	Mode func(ref string) string
