@@ -29,6 +29,8 @@ type labServeOptions struct {
 	connRate string
 	rate     string
 	faults   []string
+	notify   []string
+	secret   string
 	json     bool
 }
 
@@ -67,7 +69,8 @@ Those of the body (reset, flip, stall, short) concern blobs unless match says el
 While it runs: GET /stats, POST /stats/reset, GET and POST /faults (a JSON array of
 such strings), POST /warm (read all blobs into the page cache).`,
 		Example: `  thaw lab serve --dir ./layout --net slow
-  thaw lab serve --dir ./layout --fault '5xx,after=20,first=10' --fault 'reset=100000,every=3'`,
+  thaw lab serve --dir ./layout --fault '5xx,after=20,first=10' --fault 'reset=100000,every=3'
+  thaw lab serve --notify http://127.0.0.1:8080/notify --notify-authorization "Bearer $SECRET"`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGINT, unix.SIGTERM)
@@ -89,6 +92,8 @@ such strings), POST /warm (read all blobs into the page cache).`,
 	flags.StringVar(&opts.connRate, "conn-rate", "", "bytes/s of a connection (as 60MB), instead of the network's")
 	flags.StringVar(&opts.rate, "rate", "", "bytes/s in all, instead of the network's")
 	flags.StringArrayVar(&opts.faults, "fault", nil, "a fault, see above; repeatable")
+	flags.StringArrayVar(&opts.notify, "notify", nil, "URL to tell of every push, as distribution's registry does; repeatable")
+	flags.StringVar(&opts.secret, "notify-authorization", "", "Authorization header of that, such as 'Bearer SECRET'")
 	flags.BoolVar(&opts.json, "json", false, "print the address and images as JSON")
 	return cmd
 }
@@ -128,7 +133,11 @@ func runLabServe(ctx context.Context, opts labServeOptions, network lab.Network,
 		}
 		faults = append(faults, f)
 	}
-	s, err := lab.New(lab.Options{Dir: opts.dir, Listen: opts.listen, Network: network, Faults: faults})
+	var endpoints []lab.Endpoint
+	for _, u := range opts.notify {
+		endpoints = append(endpoints, lab.Endpoint{URL: u, Authorization: opts.secret})
+	}
+	s, err := lab.New(lab.Options{Dir: opts.dir, Listen: opts.listen, Network: network, Faults: faults, Notify: endpoints})
 	if err != nil {
 		return err
 	}

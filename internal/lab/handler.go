@@ -131,10 +131,16 @@ func (s *Server) answer(w *bodyWriter, r *http.Request, req request, faults *pic
 		s.serveReferrers(w, r, req)
 	case kindManifest:
 		if r.Method == http.MethodPut {
-			s.putManifest(w, r)
+			s.putManifest(w, r, req)
 			return
 		}
 		s.library.ServeHTTP(w, r)
+	case kindUpload:
+		seen := &statusWriter{ResponseWriter: w}
+		s.library.ServeHTTP(seen, r)
+		if seen.status == http.StatusCreated {
+			s.notifier.blobPushed(r, req)
+		}
 	default:
 		s.library.ServeHTTP(w, r)
 	}

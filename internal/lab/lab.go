@@ -11,7 +11,8 @@
 // classified, matched against the faults, held for the time to first byte and
 // then answered: blobs by this package (any range, straight from the file),
 // everything else by the registry library. Pushes are accepted and lost at
-// exit; the layout is never written.
+// exit; the layout is never written. Whoever wants to hear of them is told in the
+// way of distribution's registry.
 //
 // It deliberately does not speak TLS, does not shape what clients send, does
 // not model packet loss or slow start, and keeps pushed uploads in memory until
@@ -42,6 +43,9 @@ type Options struct {
 	Network Network
 	// Faults are those active from the start.
 	Faults []Fault
+	// Notify are told of every manifest and blob that is pushed, as distribution
+	// tells its endpoints.
+	Notify []Endpoint
 }
 
 // Server is a running lab registry.
@@ -56,6 +60,7 @@ type Server struct {
 	serving  sync.WaitGroup
 	secret   []byte
 	stats    *recorder
+	notifier *notifier
 
 	faultsMu sync.RWMutex // guards faults
 	faults   []*activeFault
@@ -84,6 +89,7 @@ func New(opts Options) (*Server, error) {
 		done:    make(chan struct{}),
 	}
 	s.idle = sync.NewCond(&s.mu)
+	s.notifier = newNotifier(opts.Notify)
 	s.library = registry.New(
 		registry.WithBlobHandler(store),
 		registry.WithReferrersSupport(true),
@@ -211,5 +217,6 @@ func (s *Server) Close() error {
 		s.idle.Wait()
 	}
 	s.mu.Unlock()
+	s.notifier.close()
 	return os.RemoveAll(s.store.pushed)
 }

@@ -206,7 +206,7 @@ func (s *Server) serveReferrers(w *bodyWriter, r *http.Request, req request) {
 
 // putManifest tells the client, as the library does not, that its subject was
 // understood, so that it does not write the fallback tag as well.
-func (s *Server) putManifest(w *bodyWriter, r *http.Request) {
+func (s *Server) putManifest(w *bodyWriter, r *http.Request, req request) {
 	var body bytes.Buffer
 	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, 32<<20)); err != nil {
 		writeError(w, http.StatusRequestEntityTooLarge, "MANIFEST_INVALID", err.Error())
@@ -220,7 +220,22 @@ func (s *Server) putManifest(w *bodyWriter, r *http.Request) {
 	}
 	r = r.Clone(r.Context())
 	r.Body = readCloser{bytes.NewReader(body.Bytes())}
-	s.library.ServeHTTP(w, r)
+	seen := &statusWriter{ResponseWriter: w}
+	s.library.ServeHTTP(seen, r)
+	if seen.status == http.StatusCreated {
+		s.notifier.manifestPushed(r, req, body.Bytes())
+	}
+}
+
+// statusWriter notes what was answered.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
 }
 
 // referrersOff reports whether a fault takes the referrers API away.
