@@ -28,7 +28,7 @@ func newIndexCommand(g *globalOptions) *cobra.Command {
 		Short: "Make, inspect, verify and sign the index of an image",
 		Long: `Make, inspect, verify and sign the index of an image. None of these needs root, a daemon
 or a mount.`,
-	}, newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g), newIndexSignCommand(g))
+	}, newIndexBuildCommand(g), newIndexInspectCommand(g), newIndexVerifyCommand(g), newIndexSignCommand(g), newIndexWatchCommand(g))
 }
 
 // indexTask is what the index commands share: an image, its repository and the

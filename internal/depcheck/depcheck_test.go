@@ -33,7 +33,7 @@ var floors = []struct {
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/systemd"}},
 	{"engines", []string{"./internal/criproxy", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
-	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab"}},
+	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch"}},
 	{"measuring", []string{"./internal/bench", "./internal/bench/containerd"}},
 	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd"}},
 }
