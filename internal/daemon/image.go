@@ -35,6 +35,7 @@ type image struct {
 
 	heads      *heads
 	head       *index.Image
+	whole      *index.Image            // of a part of an image: the head of all of it
 	erofs      string                  // metadataName, once head is there; guarded by Daemon.mu
 	index      digest.Digest           // of the index' manifest
 	manifest   []byte                  // of the index

@@ -28,7 +28,11 @@ func (d *Daemon) keepIndex(m *mounted) error {
 	img := m.img
 	kept := mountIndex{Manifest: img.manifest, Head: img.headDigest}
 	if err := d.indexes.LinkHead(img.digest, kept.Head, m.path(mountHeadName)); err != nil {
-		head, err := img.head.Encode()
+		whole := img.head
+		if img.whole != nil {
+			whole = img.whole
+		}
+		head, err := whole.Encode()
 		if err == nil {
 			err = os.WriteFile(m.path(mountHeadName), head, 0o600)
 		}

@@ -39,6 +39,8 @@ type record struct {
 	ImageDir  string           `json:"imageDir"`           // where the EROFS image is mounted
 	Writable  bool             `json:"writable"`           // a container's root lies over it
 	Snapshot  bool             `json:"snapshot,omitempty"` // containerd's snapshots stand on it
+	Layers    int              `json:"layers,omitempty"`   // of the image, if not all are mounted
+	Metadata  string           `json:"metadata,omitempty"` // of those: its name in the directory of metadata
 	Finished  bool             `json:"finished"`           // mounting is done
 	Committed []api.Phase      `json:"phases,omitempty"`
 }

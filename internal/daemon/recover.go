@@ -279,6 +279,9 @@ func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
 	if err := d.reloadIndex(m, img); err != nil {
 		return err
 	}
+	if img, err = d.reloadPart(m, img); err != nil {
+		return err
+	}
 	m.img = img
 	for i := range img.head.Layers {
 		blob := img.head.Layers[i].Blob

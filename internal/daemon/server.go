@@ -275,6 +275,10 @@ func (d *Daemon) serveUnmount(w http.ResponseWriter, r *http.Request) {
 		writeError(w, api.Errorf(api.CodeNotFound, "thaw daemon status lists them", "there is no mount %q", name))
 		return
 	}
+	if m.Snapshot {
+		writeError(w, api.Errorf(api.CodeInUse, "remove the containers and the image from containerd", "the mount %q is containerd's", name))
+		return
+	}
 	answer(w, struct{}{}, d.unmount(context.WithoutCancel(r.Context()), m))
 }
 

@@ -5,25 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
-	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/fallback"
-	"github.com/thaw-project/thaw/internal/index"
-	"github.com/thaw-project/thaw/internal/layerstore"
-	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/oci"
-	"github.com/thaw-project/thaw/internal/registry"
 	"github.com/thaw-project/thaw/internal/snapshotter"
 )
 
@@ -57,59 +50,18 @@ type imageSnapshots struct {
 	// Held while an image is taken, mounted or let go of; before all other locks.
 	locks keyedLocks
 
-	mu    sync.Mutex // guards what follows
-	taken map[digest.Digest]*snapshotter.Taken
-	fresh map[digest.Digest]time.Time // when it was last taken, or is just being
+	mu     sync.Mutex // guards what follows
+	taken  map[digest.Digest]*snapshotter.Taken
+	taking map[digest.Digest]int       // calls under way
+	used   map[digest.Digest]time.Time // when it was last taken or mounted
 }
 
-// freshFor is how long an image is kept that was taken and has no snapshot yet.
-const freshFor = 10 * time.Second
-
-// takingFor is how long taking an image may last: what is brought whole may be large.
-const takingFor = 24 * time.Hour
-
-// keyedLocks are locks by name.
-type keyedLocks struct {
-	mu  sync.Mutex // guards all
-	all map[digest.Digest]*keyedLock
-}
-
-type keyedLock struct {
-	held  chan struct{} // has room for one
-	users int
-}
-
-// lock returns how to unlock, or the context's error.
-func (k *keyedLocks) lock(ctx context.Context, key digest.Digest) (unlock func(), err error) {
-	k.mu.Lock()
-	l := k.all[key]
-	if l == nil {
-		if k.all == nil {
-			k.all = map[digest.Digest]*keyedLock{}
-		}
-		l = &keyedLock{held: make(chan struct{}, 1)}
-		k.all[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.all, key)
-		}
-	}
-	select {
-	case l.held <- struct{}{}:
-		return func() { <-l.held; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, ctx.Err()
-	}
-}
+// pullPatience is how long after a layer of it was asked for the mount of an image is kept whose topmost snapshot is
+// still to come.
+const pullPatience = 2 * time.Second
 
 func newImageSnapshots(d *Daemon) *imageSnapshots {
-	return &imageSnapshots{d: d, taken: map[digest.Digest]*snapshotter.Taken{}, fresh: map[digest.Digest]time.Time{}}
+	return &imageSnapshots{d: d, taken: map[digest.Digest]*snapshotter.Taken{}, taking: map[digest.Digest]int{}, used: map[digest.Digest]time.Time{}}
 }
 
 // reference is the name of an image's manifest.
@@ -125,64 +77,73 @@ func snapshotReference(ref string, manifest digest.Digest) (oci.Reference, error
 	return r, nil
 }
 
-// declined is an error with its reason.
-type declined struct {
-	reason fallback.Reason
-	err    error
-}
-
-func (e *declined) Error() string { return e.err.Error() }
-func (e *declined) Unwrap() error { return e.err }
-
 // Take implements snapshotter.Images.
-func (s *imageSnapshots) Take(ctx context.Context, image snapshotter.Image) (*snapshotter.Taken, error) {
+func (s *imageSnapshots) Take(ctx context.Context, image snapshotter.Image, commit func(*snapshotter.Taken) error) error {
 	if image.Ref == "" || image.Manifest == "" {
-		return nil, &declined{fallback.Unnamed, errors.New("containerd gave no name of the image with its layer")}
+		return &declined{fallback.Unnamed, errors.New("containerd gave no name of the image with its layer")}
 	}
 	ref, err := snapshotReference(image.Ref, image.Manifest)
 	if err != nil {
-		return nil, &declined{fallback.Unsupported, err}
+		return &declined{fallback.Unsupported, err}
 	}
+	defer s.use(image.Manifest)()
 	unlock, err := s.locks.lock(ctx, image.Manifest)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer unlock()
 	s.mu.Lock()
-	known := s.taken[image.Manifest]
-	s.fresh[image.Manifest] = time.Now().Add(takingFor)
+	taken := s.taken[image.Manifest]
 	s.mu.Unlock()
-	defer s.takenNow(image.Manifest)
-	if known != nil {
-		return known, nil
+	if taken == nil {
+		if taken, err = s.take(ctx, ref, image); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.taken[image.Manifest] = taken
+		s.mu.Unlock()
 	}
-	mode := image.Mode
-	if mode == "" && s.d.cfg.Containerd.Mode != nil {
-		mode = s.d.cfg.Containerd.Mode(image.Ref)
-	}
-	if mode == SnapshotOff {
-		return nil, &declined{fallback.Configured, errors.New("the configuration leaves it to containerd")}
-	}
-	taken, err := s.take(ctx, ref, image, mode)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	s.taken[image.Manifest] = taken
-	return taken, nil
+	return commit(taken)
 }
 
-// takenNow ends the time in which an image is being taken.
-func (s *imageSnapshots) takenNow(manifest digest.Digest) {
+// use keeps an image until what it returns is called; from then on it is as good as its
+// snapshots are.
+func (s *imageSnapshots) use(manifest digest.Digest) (done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.fresh[manifest] = time.Now()
+	s.taking[manifest]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.taking[manifest]--; s.taking[manifest] == 0 {
+			delete(s.taking, manifest)
+		}
+		s.used[manifest] = time.Now()
+	}
+}
+
+// unused reports whether nothing was done with an image since then, nor is now.
+func (s *imageSnapshots) unused(manifest digest.Digest, since time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.taking[manifest] == 0 && s.used[manifest].Before(since)
+}
+
+// wish is how an image is to be had, before anything is known of it.
+func (s *imageSnapshots) wish(image snapshotter.Image) string {
+	if image.Mode == "" && s.d.cfg.Containerd.Mode != nil {
+		return s.d.cfg.Containerd.Mode(image.Ref)
+	}
+	return image.Mode
 }
 
 // take is Take for an image that was not taken since the daemon was started.
 // All of it is mounted at once: a container is about to follow.
-func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snapshotter.Image, mode string) (*snapshotter.Taken, error) {
+func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snapshotter.Image) (*snapshotter.Taken, error) {
+	mode := s.wish(image)
+	if mode == SnapshotOff {
+		return nil, &declined{fallback.Configured, errors.New("the configuration or a label leaves it to containerd")}
+	}
 	d := s.d
 	defer d.start()()
 	var said []string // why there is no index
@@ -225,24 +186,6 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	return taken, nil
 }
 
-// tell notes that an image was brought whole.
-func (s *imageSnapshots) tell(image snapshotter.Image, img *image, mode string, said []string) {
-	e := fallback.Event{Image: image.Ref, Manifest: image.Manifest, Action: fallback.Eager, Detail: strings.Join(said, "; ")}
-	switch {
-	case s.d.mode == api.ModeEager:
-		e.Reason, e.Detail = fallback.Kernel, s.d.modeReason
-	case mode == SnapshotEager:
-		e.Reason = fallback.Configured
-	case img.origin == originBuilt && len(said) > 0:
-		e.Reason = fallback.BadIndex
-	case img.origin == originBuilt:
-		e.Reason = fallback.NoIndex
-	default:
-		return
-	}
-	s.d.fallbacks.Add(e)
-}
-
 // snapshotRequest is how an image of containerd's is asked for.
 func (d *Daemon) snapshotRequest(ref oci.Reference) api.ImageRequest {
 	req := api.ImageRequest{Image: ref.String()}
@@ -274,6 +217,7 @@ const ownerSnapshots = "containerd:"
 
 // Mount implements snapshotter.Images.
 func (s *imageSnapshots) Mount(ctx context.Context, key snapshotter.Key) (string, error) {
+	defer s.use(key.Manifest)()
 	unlock, err := s.locks.lock(ctx, key.Manifest)
 	if err != nil {
 		return "", err
@@ -326,8 +270,17 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 	if err != nil {
 		return nil, err
 	}
+	var layers int
+	var metadata string
 	if key.Layers != len(img.oci.Layers) {
-		return nil, fmt.Errorf("mount %d layers of %d: not possible yet", key.Layers, len(img.oci.Layers))
+		if key.Layers < 1 || key.Layers > len(img.oci.Layers) {
+			return nil, fmt.Errorf("it has %d layers", len(img.oci.Layers))
+		}
+		if img, err = d.part(ctx, t, img, key.Layers); err != nil {
+			return nil, err
+		}
+		layers, metadata = key.Layers, metadataName(img)
+		defer d.keepPart(img)()
 	}
 	if err := d.checkLimits(img.head); err != nil {
 		return nil, err
@@ -338,7 +291,7 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 	}
 	m := &mounted{img: img, dir: dir, asked: time.Now(), gone: make(chan struct{}), completed: make(chan struct{})}
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now(),
-		ImageDir: filepath.Join(dir, "image"), Snapshot: true}
+		ImageDir: filepath.Join(dir, "image"), Snapshot: true, Layers: layers, Metadata: metadata}
 	if err := os.Mkdir(m.ImageDir, 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("make mount directory: %w", err), os.Remove(dir))
 	}
@@ -346,7 +299,12 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 }
 
 // Keep implements snapshotter.Images.
-func (s *imageSnapshots) Keep(ctx context.Context, mounts []snapshotter.Key, images []digest.Digest) error {
+func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.Key, []digest.Digest, error)) error {
+	asked := time.Now()
+	mounts, images, err := wanted()
+	if err != nil {
+		return err
+	}
 	needed := map[string]bool{}
 	for _, key := range mounts {
 		needed[mountID(key)] = true
@@ -356,54 +314,44 @@ func (s *imageSnapshots) Keep(ctx context.Context, mounts []snapshotter.Key, ima
 	all := slices.Collect(maps.Values(s.d.mounts))
 	s.d.mu.Unlock()
 	for _, m := range all {
-		if m.Snapshot && !needed[m.ID] && !s.isFresh(m.Manifest) {
-			errs = append(errs, s.unmount(ctx, m))
+		since := asked
+		if m.Layers == 0 && slices.Contains(images, m.Manifest) {
+			since = asked.Add(-pullPatience)
+		}
+		if m.Snapshot && !needed[m.ID] {
+			errs = append(errs, s.ifUnused(ctx, m.Manifest, since, func() error { return s.d.unmount(ctx, m) }))
 		}
 	}
 	for path, stored := range s.d.rememberedImages() {
-		if stored != nil && stored.Snapshots && !slices.Contains(images, stored.Digest) && !s.isFresh(stored.Digest) {
-			errs = append(errs, s.letGo(ctx, path, stored))
+		if stored != nil && stored.Snapshots && !slices.Contains(images, stored.Digest) {
+			errs = append(errs, s.ifUnused(ctx, stored.Digest, asked, func() error { return s.letGo(ctx, path, stored) }))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *imageSnapshots) isFresh(manifest digest.Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at, ok := s.fresh[manifest]
-	if ok && time.Since(at) > freshFor {
-		delete(s.fresh, manifest)
-		ok = false
+// ifUnused does something to an image with which nothing was done since then.
+func (s *imageSnapshots) ifUnused(ctx context.Context, manifest digest.Digest, since time.Time, do func() error) error {
+	if !s.unused(manifest, since) {
+		return nil
 	}
-	return ok
-}
-
-func (s *imageSnapshots) unmount(ctx context.Context, m *mounted) error {
-	unlock, err := s.locks.lock(ctx, m.Manifest)
+	unlock, err := s.locks.lock(ctx, manifest)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if s.isFresh(m.Manifest) {
+	if !s.unused(manifest, since) {
 		return nil // meanwhile
 	}
-	return s.d.unmount(ctx, m)
+	return do()
 }
 
 // letGo forgets an image that no snapshot is of any more, with the layers that nothing else needs:
-// its removal is to make room, as it does with other snapshotters.
+// its removal is to make room, as it does with other snapshotters. Called with its lock held.
 func (s *imageSnapshots) letGo(ctx context.Context, path string, stored *storedImage) error {
-	unlock, err := s.locks.lock(ctx, stored.Digest)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if s.isFresh(stored.Digest) {
-		return nil
-	}
 	s.mu.Lock()
 	delete(s.taken, stored.Digest)
+	delete(s.used, stored.Digest)
 	s.mu.Unlock()
 	d := s.d
 	if err := d.store.Unpin(snapshotOwner(stored.Digest)); err != nil {
@@ -419,67 +367,11 @@ func (s *imageSnapshots) letGo(ctx context.Context, path string, stored *storedI
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("forget image %s: %w", stored.Ref, err)
 	}
-	errs := []error{d.dropIndex(stored.Digest)}
-	for _, blob := range blobs {
-		errs = append(errs, d.dropUnused(ctx, blob))
-	}
-	return errors.Join(errs...)
+	return errors.Join(d.dropIndex(stored.Digest), d.dropUnused(ctx, blobs))
 }
 
 // Usage implements snapshotter.Images.
 func (s *imageSnapshots) Usage(blob digest.Digest) (int64, error) { return s.d.store.DiskBytes(blob) }
-
-// dropUnused removes a layer that nothing uses and nothing pins, with its index if no image's
-// refers to that.
-func (d *Daemon) dropUnused(ctx context.Context, blob digest.Digest) error {
-	if d.watched(blob) {
-		return nil // thaw cache gc has it later
-	}
-	err := d.store.Remove(ctx, blob)
-	if errors.Is(err, layerstore.ErrInUse) || errors.Is(err, layerstore.ErrPinned) || errors.Is(err, layerstore.ErrNotFound) {
-		return nil
-	}
-	return err
-}
-
-// reasonOf says why an image cannot be taken.
-func reasonOf(err error) fallback.Reason {
-	var e *api.Error
-	var unsupported *oci.UnsupportedError
-	var merge *index.MergeError
-	switch {
-	case errors.Is(err, registry.ErrUnauthorized):
-		return fallback.NoLogin
-	case errors.As(err, &unsupported), errors.As(err, &merge):
-		return fallback.Unsupported
-	case errors.Is(err, unix.ENOSPC):
-		return fallback.NoSpace
-	case errors.As(err, &e) && e.Code == api.CodeLimit:
-		return fallback.Limit
-	case errors.Is(err, layerstore.ErrQuarantined), errors.Is(err, layerstore.ErrConflict):
-		return fallback.BadIndex
-	case errors.Is(err, mount.ErrUnsupported):
-		return fallback.Kernel
-	}
-	var failed *registry.Error
-	if errors.As(err, &failed) {
-		return fallback.Registry
-	}
-	return fallback.InternalFail
-}
-
-// declinedSnapshot is told of each layer that is left to containerd.
-func (d *Daemon) declinedSnapshot(image snapshotter.Image, err error) {
-	e := fallback.Event{Image: image.Ref, Manifest: image.Manifest, ChainID: image.ChainID, Action: fallback.Plain, Reason: fallback.InternalFail, Detail: err.Error()}
-	var why *declined
-	switch {
-	case errors.Is(err, snapshotter.ErrPlainParent):
-		e.Reason = fallback.PlainParent
-	case errors.As(err, &why):
-		e.Reason = why.reason
-	}
-	d.fallbacks.Add(e)
-}
 
 // rememberSnapshots keeps an image for as long as there are snapshots of it.
 func (d *Daemon) rememberSnapshots(img *image) error {
@@ -531,13 +423,4 @@ func (d *Daemon) serveContainerd() error {
 	})
 	d.log.Info("snapshotter is ready", "socket", d.cfg.Containerd.Listen)
 	return nil
-}
-
-func (d *Daemon) serveFallbacks(w http.ResponseWriter, _ *http.Request) {
-	all := []api.Fallback{}
-	for _, e := range d.fallbacks.List() {
-		all = append(all, api.Fallback{First: e.Time, Last: e.Last, Count: e.Count, Image: e.Image, Manifest: e.Manifest, ChainID: e.ChainID,
-			Action: string(e.Action), Reason: string(e.Reason), Detail: e.Detail, Hint: e.Reason.Hint()})
-	}
-	answer(w, all, nil)
 }

@@ -251,6 +251,15 @@ func (s *Store) Layer(blob digest.Digest) (*index.LayerBlob, error) {
 	return nil, ErrNotFound
 }
 
+// HasLayer reports whether there is an index of a layer.
+func (s *Store) HasLayer(blob digest.Digest) bool {
+	if blob.Validate() != nil {
+		return false
+	}
+	files, _ := filepath.Glob(s.path("layers", name(blob)+".*")) // the pattern is right
+	return len(files) > 0
+}
+
 // LayerPath returns the file of a layer blob of an index, by the digest of the
 // layer and of the index blob, and whether it is there and whole.
 func (s *Store) LayerPath(blob, indexBlob digest.Digest) (string, bool) {

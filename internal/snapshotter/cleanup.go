@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -98,8 +100,13 @@ func walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 	return storage.WalkInfo(ctx, fn, filters...)
 }
 
-// keep tells the images what of them is needed.
+// keep lets go of what no snapshot needs.
 func (s *Snapshotter) keep(ctx context.Context) error {
+	return s.images.Keep(ctx, func() ([]Key, []digest.Digest, error) { return s.wanted(ctx) })
+}
+
+// wanted returns the mounts that snapshots need, and the images that they are of.
+func (s *Snapshotter) wanted(ctx context.Context) ([]Key, []digest.Digest, error) {
 	mounts, manifests := map[Key]bool{}, map[digest.Digest]bool{}
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
@@ -118,15 +125,7 @@ func (s *Snapshotter) keep(ctx context.Context) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("list snapshots: %w", err)
+		return nil, nil, fmt.Errorf("list snapshots: %w", err)
 	}
-	var keys []Key
-	for k := range mounts {
-		keys = append(keys, k)
-	}
-	var images []digest.Digest
-	for m := range manifests {
-		images = append(images, m)
-	}
-	return s.images.Keep(ctx, keys, images)
+	return slices.Collect(maps.Keys(mounts)), slices.Collect(maps.Keys(manifests)), nil
 }

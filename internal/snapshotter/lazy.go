@@ -67,14 +67,16 @@ type Key struct {
 // Images is what the snapshotter needs of who has the images. Methods are called concurrently.
 type Images interface {
 	// Take makes an image one that can be mounted without containerd's help from now
-	// on, lazily where that is possible. The error says why it is left to containerd.
-	Take(ctx context.Context, image Image) (*Taken, error)
+	// on, lazily where that is possible, and calls commit, whose error it returns; until
+	// then it is not let go of. Another error, without a call, says why it is left to
+	// containerd.
+	Take(ctx context.Context, image Image, commit func(*Taken) error) error
 	// Mount returns where the image's first layers are mounted, read-only, and mounts
 	// them if they are not.
 	Mount(ctx context.Context, key Key) (dir string, err error)
-	// Keep tells which mounts are needed and which images are wanted; others, but for those
-	// that were just taken or mounted, are let go of.
-	Keep(ctx context.Context, mounts []Key, images []digest.Digest) error
+	// Keep asks which mounts are needed and which images are wanted; others, but for what
+	// was taken or mounted since it asked, are let go of.
+	Keep(ctx context.Context, wanted func() (mounts []Key, images []digest.Digest, err error)) error
 	// Usage returns what a layer takes on disk now.
 	Usage(blob digest.Digest) (bytes int64, err error)
 }
@@ -127,9 +129,6 @@ func withoutOwn(info *snapshots.Info) error {
 	return nil
 }
 
-// errDeclined says that a layer is left to containerd.
-var errDeclined = errors.New("left to containerd")
-
 // take makes the snapshot target, which containerd is about to unpack, a lazy one
 // if that can be. An error is one that containerd has to know of.
 func (s *Snapshotter) take(ctx context.Context, key, parent, target string, labels map[string]string) (bool, error) {
@@ -145,37 +144,42 @@ func (s *Snapshotter) take(ctx context.Context, key, parent, target string, labe
 	}
 	image := Image{Ref: labels[labelRef], Manifest: digest.Digest(labels[labelManifest]), ChainID: digest.Digest(target), Mode: labels[labelMode]}
 	image.Namespace, _, _ = strings.Cut(key, "/") // containerd's metadata store puts it there
-	l, err := s.find(ctx, image, parent)
-	if ctx.Err() != nil {
-		return false, ctx.Err() // whoever asked is gone
+	taken := false
+	var failed error
+	if err = s.onImage(ctx, parent); err == nil {
+		err = s.images.Take(ctx, image, func(all *Taken) error {
+			at := slices.IndexFunc(all.Layers, func(l Layer) bool { return l.ChainID == image.ChainID })
+			if at < 0 {
+				return fmt.Errorf("image %s has no layers that make %s", image.Ref, image.ChainID)
+			}
+			l := lazy{Ref: image.Ref, Manifest: image.Manifest, Blob: all.Layers[at].Blob, Layers: at + 1, All: len(all.Layers)}
+			taken, failed = s.commit(ctx, key, parent, target, labels, &l)
+			return nil
+		})
 	}
-	if err != nil {
+	switch {
+	case ctx.Err() != nil:
+		return false, ctx.Err() // whoever asked is gone
+	case err != nil:
 		s.declined(image, err)
 		return false, nil
 	}
-	return s.commit(ctx, key, parent, target, labels, l)
+	return taken, failed
 }
 
-// find says what the snapshot of a chain of layers stands for.
-func (s *Snapshotter) find(ctx context.Context, image Image, parent string) (*lazy, error) {
-	if parent != "" {
-		info, err := s.Stat(ctx, parent)
-		if err != nil {
-			return nil, err
-		}
-		if _, ok := lazyOf(info); !ok {
-			return nil, ErrPlainParent
-		}
+// onImage says whether a lazy snapshot may stand on a parent.
+func (s *Snapshotter) onImage(ctx context.Context, parent string) error {
+	if parent == "" {
+		return nil
 	}
-	taken, err := s.images.Take(ctx, image)
+	info, err := s.Stat(ctx, parent)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	at := slices.IndexFunc(taken.Layers, func(l Layer) bool { return l.ChainID == image.ChainID })
-	if at < 0 {
-		return nil, fmt.Errorf("image %s has no layers that make %s: %w", image.Ref, image.ChainID, errDeclined)
+	if _, ok := lazyOf(info); !ok {
+		return ErrPlainParent
 	}
-	return &lazy{Ref: image.Ref, Manifest: image.Manifest, Blob: taken.Layers[at].Blob, Layers: at + 1, All: len(taken.Layers)}, nil
+	return nil
 }
 
 // ErrPlainParent is why a layer is declined that stands on one which containerd has unpacked.
@@ -183,8 +187,7 @@ var ErrPlainParent = errors.New("the layers below it were unpacked by containerd
 
 // commit makes a lazy snapshot, at once.
 func (s *Snapshotter) commit(ctx context.Context, key, parent, target string, labels map[string]string, l *lazy) (bool, error) {
-	own := l.labels()
-	all := snapshots.WithLabels(keepOwn(own, labels))
+	all := snapshots.WithLabels(keepOwn(l.labels(), labels))
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if _, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent, all); err != nil {
 			return err

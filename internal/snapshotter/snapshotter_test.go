@@ -16,12 +16,12 @@ import (
 // none are Images that has none.
 type none struct{}
 
-func (none) Take(context.Context, Image) (*Taken, error) {
-	return nil, errors.New("there are no images")
-}
-func (none) Mount(context.Context, Key) (string, error)         { return "", errors.New("there are no images") }
-func (none) Keep(context.Context, []Key, []digest.Digest) error { return nil }
-func (none) Usage(digest.Digest) (int64, error)                 { return 0, errors.New("there are no images") }
+var errNone = errors.New("there are no images")
+
+func (none) Take(context.Context, Image, func(*Taken) error) error              { return errNone }
+func (none) Mount(context.Context, Key) (string, error)                         { return "", errNone }
+func (none) Keep(context.Context, func() ([]Key, []digest.Digest, error)) error { return nil }
+func (none) Usage(digest.Digest) (int64, error)                                 { return 0, errNone }
 
 // TestSuite is containerd's own suite, with plain snapshots only. That with snapshots on
 // images is in cmd/thaw.
