@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -47,6 +48,7 @@ type daemonOptions struct {
 	trust       string
 	trustKey    string
 	listen      string
+	metrics     string
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -107,6 +109,7 @@ func (o *daemonOptions) bind(cmd *cobra.Command) {
 	f.StringVar(&o.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
 	f.StringVar(&o.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
 	f.StringVar(&o.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
+	f.StringVar(&o.metrics, "metrics", "", "answer Prometheus at this address, such as 127.0.0.1:9798 (default not at all)")
 	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 }
 
@@ -176,6 +179,10 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if err != nil {
 		return daemon.Config{}, usageError{err}
 	}
+	cfg.Metrics = cmp.Or(o.metrics, cfg.Metrics)
+	if _, _, err := net.SplitHostPort(cfg.Metrics); cfg.Metrics != "" && err != nil {
+		return daemon.Config{}, usageError{fmt.Errorf("metrics %q: want HOST:PORT or :PORT", cfg.Metrics)}
+	}
 	root, err := filepath.Abs(cfg.Root)
 	if err != nil {
 		return daemon.Config{}, err
@@ -201,7 +208,7 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, ImageService: cfg.Containerd.ImageService, Address: cfg.Containerd.Address, Mode: cfg.ImageMode},
 		Credentials: daemon.Credentials{InMemory: cfg.Credentials.Keep == config.CredentialsMemory, KeyFile: cfg.Credentials.Key,
 			Providers: cfg.Credentials.Providers, ProvidersDir: cfg.Credentials.ProvidersDir},
-		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Mode: cfg.Mount, Background: rate,
+		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
@@ -272,6 +279,9 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.trustKey != "" {
 		args = append(args, "--trust-key", o.trustKey)
+	}
+	if o.metrics != "" {
+		args = append(args, "--metrics", o.metrics)
 	}
 	for _, f := range [][2]string{{"--cache-max-size", o.maxSize}, {"--cache-min-free", o.minFree}, {"--max-memory", o.maxMemory}} {
 		if f[1] != "" {

@@ -329,12 +329,12 @@ func (r *runner) mark(phase string, at time.Time) {
 	}
 }
 
-// tell tells the daemon what was marked, for its recording and, once the container
-// is ready, for what it holds back until then. A daemon that died meanwhile does neither.
+// tell tells the daemon what was marked, for its recording, for what it says of starts
+// and, once the container is ready, for what it holds back until then. A daemon that
+// died meanwhile does none of that.
 func (r *runner) tell(ctx context.Context) {
-	if r.mount.Recording || r.times.Ready > 0 {
-		_ = r.client.Tell(ctx, r.mount.ID, r.times)
-	}
+	r.times.Begun = r.line.begun
+	_ = r.client.Tell(ctx, r.mount.ID, r.times)
 }
 
 // snapshot notes what the start has cost so far and prints the timeline.

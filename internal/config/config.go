@@ -58,6 +58,9 @@ type Config struct {
 	// MaxMemory is what the daemon's memory aims at, its buffers included; empty:
 	// the daemon's default.
 	MaxMemory Size `toml:"max-memory"`
+	// Metrics is the TCP address (host:port) at which the daemon answers Prometheus;
+	// empty: it does not.
+	Metrics string `toml:"metrics"`
 	// Cache bounds the layers on disk.
 	Cache Cache `toml:"cache"`
 	// Containerd says how containerd is served.

@@ -78,7 +78,7 @@ func (d *Daemon) readBundle(ctx context.Context, img *image, b *bundle) (io.Read
 	if f, err := d.indexes.OpenBundle(img.digest, b.desc.Digest); err == nil {
 		return f, nil
 	}
-	return registry.Stream(registry.WithCounter(ctx, &b.counter), img.repo, b.desc.Descriptor(), registry.StreamOptions{}), nil
+	return registry.Stream(registry.WithCounter(registry.WithCounter(ctx, &d.counts.bundles), &b.counter), img.repo, b.desc.Descriptor(), registry.StreamOptions{}), nil
 }
 
 // leaveBundle ends one use of a bundle. After the last one nothing of it goes

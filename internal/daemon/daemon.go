@@ -72,6 +72,8 @@ type Config struct {
 	// Stored are the descriptors that Manager gave back.
 	Stored map[string]*os.File
 	Log    *slog.Logger
+	// Metrics is the TCP address at which Prometheus is answered; empty: none is.
+	Metrics string
 }
 
 // Daemon serves one state directory.
@@ -93,6 +95,7 @@ type Daemon struct {
 	mounter   lazyMounter       // nil in eager mode
 	fanotify  *fanotify.Mounter // the same, where it is one
 
+	counts    *counts
 	recorder  recorder
 	fallbacks *fallback.Log
 	traces    *tracestore.Store
@@ -192,7 +195,7 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 func newDaemon(cfg Config) *Daemon {
-	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
+	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), counts: newCounts(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
 		making: map[*image]bool{}, removed: map[digest.Digest]bool{}, lastBusy: time.Now()}
 	unlimited := func(int64) int64 { return 0 }
 	if cfg.MaxSize == nil {
@@ -202,7 +205,7 @@ func newDaemon(cfg Config) *Daemon {
 		d.cfg.MinFree = unlimited
 	}
 	d.room.freed = make(chan struct{}, 1)
-	d.layers.init(d)
+	d.layers.init(d, d.counts)
 	return d
 }
 
@@ -224,6 +227,9 @@ func (d *Daemon) serve() error {
 	d.wg.Go(d.syncLayers)
 	d.wg.Go(d.keepRoom)
 	d.wg.Go(d.serves)
+	if d.cfg.Metrics != "" {
+		d.wg.Go(d.serveMetrics)
+	}
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)

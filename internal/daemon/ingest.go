@@ -15,6 +15,7 @@ import (
 	"github.com/thaw-project/thaw/internal/indexer"
 	"github.com/thaw-project/thaw/internal/indexstore"
 	"github.com/thaw-project/thaw/internal/oci"
+	"github.com/thaw-project/thaw/internal/registry"
 )
 
 // ingest brings every layer of an image that has no index, each in one pass in
@@ -24,6 +25,7 @@ import (
 func (d *Daemon) ingest(ctx context.Context, t *task, img *image) error {
 	progress := newProgress(t, img)
 	defer progress.stop()
+	ctx = registry.WithCounter(ctx, &d.counts.pulls)
 	made, err := indexer.Image(ctx, img.oci, func(ctx context.Context, i int) (*index.LayerBlob, error) {
 		l := img.oci.Layers[i]
 		return d.pulls.do(ctx, l.Descriptor.Digest, func(ctx context.Context) (*index.LayerBlob, error) {

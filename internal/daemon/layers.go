@@ -54,6 +54,7 @@ type layers struct {
 	mu     sync.Mutex // guards changes of byBlob and layer.users
 	byBlob atomic.Pointer[map[digest.Digest]*layer]
 	disk   fullDisk
+	counts *counts
 }
 
 // fullDisk is what to do about a disk without room.
@@ -65,9 +66,9 @@ type fullDisk interface {
 	makeReaderRoom(ctx context.Context, l *layer, cause error) bool
 }
 
-func (ls *layers) init(disk fullDisk) {
+func (ls *layers) init(disk fullDisk, c *counts) {
 	ls.byBlob.Store(&map[digest.Digest]*layer{})
-	ls.disk = disk
+	ls.disk, ls.counts = disk, c
 }
 
 func (ls *layers) get(blob digest.Digest) *layer { return (*ls.byBlob.Load())[blob] }
@@ -90,7 +91,11 @@ func (ls *layers) change(f func(map[digest.Digest]*layer)) {
 // Have implements mount.Handler.
 func (ls *layers) Have(blob digest.Digest, off, n int64) bool {
 	l := ls.get(blob)
-	return l != nil && l.hydrate.Have(off, n)
+	if l == nil || !l.hydrate.Have(off, n) {
+		return false
+	}
+	ls.counts.served.Add(n)
+	return true
 }
 
 // Fetch implements mount.Handler.
@@ -103,11 +108,18 @@ func (ls *layers) Fetch(ctx context.Context, blob digest.Digest, off, n int64) e
 		return nil
 	}
 	if err := ls.disk.stillFull(); err != nil {
+		ls.counts.fail(failRead)
 		return fmt.Errorf("fetch layer %s: %w", blob, err) // without asking its registry in vain
 	}
 	err := l.hydrate.Fetch(ctx, off, n)
 	if errors.Is(err, unix.ENOSPC) && ls.disk.makeReaderRoom(ctx, l, err) {
 		err = l.hydrate.Fetch(ctx, off, n)
+	}
+	switch {
+	case err == nil:
+		ls.counts.waited.Add(n)
+	case ctx.Err() == nil:
+		ls.counts.fail(failRead)
 	}
 	return err
 }
@@ -249,6 +261,7 @@ func (d *Daemon) drop(l *layer) {
 // is not what the image's config promises.
 func (d *Daemon) layerFinished(l *layer, err error) {
 	if err != nil {
+		d.counts.fail(failLayer)
 		d.log.Error("layer is not what its image promises; it is quarantined", "layer", l.blob, "err", err)
 		l.fail(err)
 		return

@@ -67,6 +67,7 @@ type mounted struct {
 
 	mu         sync.Mutex // guards what follows
 	unmounting bool
+	times      api.Times // of its container, as thaw run told them
 	complete   bool
 	doneAt     time.Time
 	err        error
@@ -156,6 +157,7 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 	if err := errors.Join(img.waitKept(), d.keepIndex(m), m.save()); err != nil {
 		return errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
+	d.counts.mounted(m)
 	d.adopt(m)
 	if m.Snapshot {
 		return nil // the image is remembered already
@@ -372,9 +374,14 @@ func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
 	err = errors.Join(err, lie)
 	m.mu.Lock()
 	m.complete, m.err, m.doneAt = err == nil, err, time.Now()
+	completion := m.completion()
 	m.mu.Unlock()
+	if err == nil {
+		d.counts.phase(completion.Name, completion.End.Sub(completion.Start))
+	}
 	close(m.completed)
 	if err != nil {
+		d.counts.fail(failIncomplete)
 		d.log.Error("image cannot be completed", "mount", m.ID, "image", m.img.ref, "err", err)
 		return
 	}
@@ -504,6 +511,7 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 		d.drop(l)
 	}
 	if err := errors.Join(errs...); err != nil {
+		d.counts.fail(failUnmount)
 		return fmt.Errorf("unmount %s: %w", m.ID, err)
 	}
 	return m.forget()

@@ -196,6 +196,7 @@ func (d *Daemon) makeReaderRoom(ctx context.Context, l *layer, cause error) (aga
 	}
 	d.room.fullMu.Lock()
 	defer d.room.fullMu.Unlock()
+	d.counts.fail(failDisk)
 	d.room.full = fmt.Errorf("the disk of %s is full: %w", d.cfg.Root, unix.ENOSPC)
 	if time.Since(d.room.fullAt) < fullInterval {
 		return false

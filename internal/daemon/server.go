@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -164,6 +163,9 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		}
 		m, err := d.mount(ctx, t, req, pid)
 		if err != nil {
+			if ctx.Err() == nil {
+				d.counts.fail(failMount)
+			}
 			return nil, err
 		}
 		if ctx.Err() != nil { // nobody is there to be told of it
@@ -213,7 +215,7 @@ func (d *Daemon) serveTimes(w http.ResponseWriter, r *http.Request) {
 		writeError(w, api.Errorf(api.CodeInvalid, "", "decode request: %v", err))
 		return
 	}
-	m.tell(t)
+	d.told(m, t)
 	if t.Ready > 0 {
 		d.sched.Resume()
 	}
@@ -309,14 +311,7 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 		about := d.keeper.About()
 		s.Keeper = &api.Keeper{Pid: about.Pid, Version: about.Version, MemoryBytes: residentBytes(about.Pid)}
 	}
-	d.mu.Lock()
-	all := make([]*mounted, 0, len(d.mounts))
-	for _, m := range d.mounts {
-		all = append(all, m)
-	}
-	d.mu.Unlock()
-	slices.SortFunc(all, func(a, b *mounted) int { return a.Created.Compare(b.Created) })
-	for _, m := range all {
+	for _, m := range d.allMounts() {
 		s.Mounts = append(s.Mounts, *d.describe(m, false))
 	}
 	s.Layers, s.Goroutines = len(d.layers.list()), runtime.NumGoroutine()
@@ -347,7 +342,11 @@ func (d *Daemon) servePull(w http.ResponseWriter, r *http.Request) {
 		defer d.start()()
 		t := &task{req: req, event: event}
 		defer d.end(t)
-		return d.pull(ctx, t)
+		p, err := d.pull(ctx, t)
+		if err != nil && ctx.Err() == nil {
+			d.counts.fail(failPull)
+		}
+		return p, err
 	})
 }
 

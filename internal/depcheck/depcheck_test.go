@@ -30,7 +30,7 @@ var floors = []struct {
 	{"formats", []string{"./internal/inflate", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
 		"./internal/trace"}},
 	{"index", []string{"./internal/index"}},
-	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/systemd"}},
+	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/systemd"}},
 	{"engines", []string{"./internal/criproxy", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch"}},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +50,26 @@ type Options struct {
 // Stats are totals over a client's life. All are safe to read at any time.
 type Stats struct {
 	Requests  atomic.Int64
-	BytesRead atomic.Int64 // body bytes as they came over the wire
+	BytesRead atomic.Int64                   // body bytes as they came over the wire
+	Answers   [len(AnswerNames)]atomic.Int64 // requests by their answers, as AnswerNames has them
+}
+
+// AnswerNames are the kinds of answers that are told apart: those that say
+// something of credentials, of what is there, and of limits have their own. none
+// is a request without an answer.
+var AnswerNames = [...]string{"2xx", "3xx", "401", "403", "404", "429", "4xx", "5xx", "none"}
+
+// answered counts an answer; a status of 0 is none.
+func (s *Stats) answered(status int) {
+	name := strconv.Itoa(status)
+	i := slices.Index(AnswerNames[:], name)
+	if i < 0 && len(name) == 3 {
+		i = slices.Index(AnswerNames[:], name[:1]+"xx")
+	}
+	if i < 0 {
+		i = len(AnswerNames) - 1
+	}
+	s.Answers[i].Add(1)
 }
 
 // Counter counts what the operations under one context cost; see [WithCounter].

@@ -134,6 +134,11 @@ func (t *logTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	start := time.Now()
 	resp, err := t.next.RoundTrip(req)
+	if err != nil {
+		t.client.stats.answered(0)
+	} else {
+		t.client.stats.answered(resp.StatusCode)
+	}
 	if t.client.log.Enabled(req.Context(), slog.LevelDebug) {
 		attrs := []any{"method", req.Method, "url", cleanURL(req.URL), "range", req.Header.Get("Range"), "took", time.Since(start)}
 		if err != nil {

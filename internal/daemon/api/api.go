@@ -83,6 +83,7 @@ type Record struct {
 
 // Times are when phases of a run were over, since its begin; 0: not yet.
 type Times struct {
+	Begun   time.Time     `json:"begun,omitzero"`
 	Created time.Duration `json:"createdNs,omitempty"`
 	Started time.Duration `json:"startedNs,omitempty"`
 	Ready   time.Duration `json:"readyNs,omitempty"`
