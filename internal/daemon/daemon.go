@@ -290,6 +290,8 @@ func (d *Daemon) shutdown() error {
 		return nil
 	}
 	d.log.Info("daemon stops")
+	d.indexes.Sweep() // of one that was killed just before this one started
+	d.traces.Sweep()
 	return d.mounter.Close()
 }
 

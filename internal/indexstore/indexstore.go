@@ -12,6 +12,7 @@
 package indexstore
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/index"
 )
@@ -53,11 +55,22 @@ func (s *Store) Sweep() {
 		files, _ := filepath.Glob(s.path(pattern)) // the pattern is right
 		for _, f := range files {
 			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(f), ".tmp-"), "-")
-			if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
+			if dead(pid) {
 				os.Remove(f) // what cannot be removed does no harm
 			}
 		}
 	}
+}
+
+// dead reports whether a process has ended. Of one that was killed a moment ago
+// there may still be the exit code, which nobody has asked for.
+func dead(pid string) bool {
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	_, state, _ := bytes.Cut(b[max(0, bytes.LastIndexByte(b, ')')):], []byte(" "))
+	return bytes.HasPrefix(state, []byte("Z")) || bytes.HasPrefix(state, []byte("X"))
 }
 
 func name(d digest.Digest) string { return d.Algorithm().String() + "-" + d.Encoded() }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layertar/layertartest"
@@ -216,8 +218,10 @@ func TestConcurrentPut(t *testing.T) {
 // writing is not.
 func TestSweep(t *testing.T) {
 	s := open(t)
+	ended := startAndForget(t) // nobody has asked for its exit code
 	dead, alive := s.path("layers", ".tmp-4194304999-1"), s.path("layers", fmt.Sprintf(".tmp-%d-1", os.Getpid()))
-	for _, f := range []string{dead, alive} {
+	zombie := s.path("layers", fmt.Sprintf(".tmp-%d-1", ended))
+	for _, f := range []string{dead, alive, zombie} {
 		if err := os.WriteFile(f, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -228,7 +232,25 @@ func TestSweep(t *testing.T) {
 	if _, err := os.Stat(dead); err == nil {
 		t.Error("a dead process's file is left")
 	}
+	if _, err := os.Stat(zombie); err == nil {
+		t.Error("the file of a process that has ended is left")
+	}
 	if _, err := os.Stat(alive); err != nil {
 		t.Error("a living process's file is gone")
 	}
+}
+
+// startAndForget returns the pid of a process that has ended, and whose exit code
+// is asked for when the test is over.
+func startAndForget(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() })
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
 }

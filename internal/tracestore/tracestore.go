@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/trace"
 )
@@ -75,19 +76,30 @@ func Open(dir string, log *slog.Logger) (*Store, error) {
 		return nil, fmt.Errorf("open trace store: %w", err)
 	}
 	s := &Store{dir: dir, log: log, limit: maxBytes}
-	s.sweep()
+	s.Sweep()
 	return s, nil
 }
 
-// sweep removes what processes were writing when they were killed.
-func (s *Store) sweep() {
+// Sweep removes what processes were writing when they were killed.
+func (s *Store) Sweep() {
 	files, _ := filepath.Glob(filepath.Join(s.dir, ".tmp-*")) // the pattern is right
 	for _, f := range files {
 		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(f), ".tmp-"), "-")
-		if _, err := os.Stat("/proc/" + pid); errors.Is(err, fs.ErrNotExist) {
+		if dead(pid) {
 			os.Remove(f) // what cannot be removed does no harm
 		}
 	}
+}
+
+// dead reports whether a process has ended. Of one that was killed a moment ago
+// there may still be the exit code, which nobody has asked for.
+func dead(pid string) bool {
+	b, err := os.ReadFile("/proc/" + pid + "/stat")
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+	}
+	_, state, _ := bytes.Cut(b[max(0, bytes.LastIndexByte(b, ')')):], []byte(" "))
+	return bytes.HasPrefix(state, []byte("Z")) || bytes.HasPrefix(state, []byte("X"))
 }
 
 func imageDir(image digest.Digest) string { return image.Algorithm().String() + "-" + image.Encoded() }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/trace"
 )
@@ -160,7 +162,7 @@ func TestDamaged(t *testing.T) {
 
 func TestSweep(t *testing.T) {
 	s, _ := open(t)
-	for _, name := range []string{".tmp-999999999-a", fmt.Sprintf(".tmp-%d-b", os.Getpid())} {
+	for _, name := range []string{".tmp-999999999-a", fmt.Sprintf(".tmp-%d-b", os.Getpid()), fmt.Sprintf(".tmp-%d-c", startAndForget(t))} {
 		if err := os.WriteFile(filepath.Join(s.dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -171,4 +173,19 @@ func TestSweep(t *testing.T) {
 	if entries, _ := os.ReadDir(s.dir); len(entries) != 1 {
 		t.Errorf("left: %v", entries)
 	}
+}
+
+// startAndForget returns the pid of a process that has ended, and whose exit code
+// is asked for when the test is over.
+func startAndForget(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("true")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Wait() })
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
 }
