@@ -19,13 +19,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // probe is the program that runs in the containers, built once.
 var probe = sync.OnceValues(func() ([]byte, error) {
@@ -465,7 +464,7 @@ func TestCleanupWithoutState(t *testing.T) {
 		go func() { _, _ = io.Copy(io.Discard, out) }()
 		select {
 		case <-started:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("not started")
 		}
 		if err := os.RemoveAll(filepath.Join(opts.Bundle, "runtime")); err != nil {

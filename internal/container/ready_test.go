@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 func TestWaitReadyHTTP(t *testing.T) {
@@ -43,12 +45,12 @@ func TestWaitReadyHTTP(t *testing.T) {
 		for _, start := range []func(http.Handler) *httptest.Server{httptest.NewServer, httptest.NewTLSServer} {
 			var n atomic.Int64
 			s := start(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(n.Add(1), w, r) }))
-			begin := time.Now()
+			watch := testenv.Start()
 			if err := WaitReady(t.Context(), s.URL+"/ready"); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-			if took := time.Since(begin); took > 5*time.Second {
-				t.Errorf("%s: took %v", name, took)
+			if over, starved := watch.Over(5 * time.Second); over {
+				t.Errorf("%s: took %v, the machine was busy for %v", name, watch.Took(), starved)
 			}
 			s.Close()
 		}
@@ -93,12 +95,12 @@ func TestWaitReadySeesAServerThatComesLater(t *testing.T) {
 		t.Skip("the port was taken meanwhile: ", err)
 	}
 	defer l.Close()
-	up := time.Now()
+	up := testenv.Start()
 	if err := <-ready; err != nil {
 		t.Fatal(err)
 	}
-	if late := time.Since(up); late > time.Second { // milliseconds on a machine that is not busy
-		t.Errorf("noticed after %v", late)
+	if over, starved := up.Over(time.Second); over { // milliseconds on a machine that is not busy
+		t.Errorf("noticed after %v, the machine was busy for %v", up.Took(), starved)
 	}
 }
 

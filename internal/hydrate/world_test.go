@@ -11,14 +11,14 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
-	"go.uber.org/goleak"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/layertar/layertartest"
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // source is a layer and its index.
 type source struct {

@@ -21,14 +21,14 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
-	"go.uber.org/goleak"
 
 	"github.com/thaw-project/thaw/internal/oci"
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // the registry handler's
-	goleak.VerifyTestMain(m)
+	testenv.Main(m)
 }
 
 // world is a network in memory, so that tests run in a synctest bubble: real

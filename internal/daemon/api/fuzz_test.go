@@ -36,7 +36,7 @@ func FuzzAnswers(f *testing.F) {
 			return
 		}
 		status, body = s, b
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		calls := map[string]func() error{
 			"mount":  func() error { _, err := c.Mount(ctx, MountRequest{}, func(Event) {}); return err },

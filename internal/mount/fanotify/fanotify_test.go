@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/mount"
@@ -30,7 +29,7 @@ func TestMain(m *testing.M) {
 	case "daemon":
 		os.Exit(daemonMain())
 	}
-	goleak.VerifyTestMain(m)
+	testenv.Main(m)
 }
 
 func keeperMain() int {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -36,7 +35,7 @@ func TestMain(m *testing.M) {
 	case "reader":
 		os.Exit(readerMain())
 	}
-	goleak.VerifyTestMain(m)
+	testenv.Main(m)
 }
 
 func testLog(t testing.TB) *slog.Logger {
@@ -180,7 +179,7 @@ func TestHandoverPassthrough(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); m.node(id) != nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); m.node(id) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("layer is not forgotten")
 		}
@@ -216,7 +215,7 @@ func TestForget(t *testing.T) {
 		t.Errorf("read of a detached mount's file: %v", err)
 	}
 	f.Close()
-	for deadline := time.Now().Add(5 * time.Second); m.node(nodeID(blob)) != nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); m.node(nodeID(blob)) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("layer is not forgotten")
 		}
@@ -320,7 +319,7 @@ func TestHandover(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Second); m.node(nodeID(image.Layers[0].Blob)) != nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); m.node(nodeID(image.Layers[0].Blob)) != nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("layer of an earlier daemon's mount is not forgotten")
 		}
