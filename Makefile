@@ -12,6 +12,8 @@ export THAW_CONTAINERD ?= /var/cache/thaw/containerd
 REQUIRE ?= root,fanotify,fuse,runtime,corpus,containerd,tool
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTEST ?= go test
+TEST_PACKAGES ?= ./...
+TEST_FLAGS ?=
 BENCH ?= .
 BENCHTIME ?= 1s
 FUZZTIME ?= 10s
@@ -34,11 +36,11 @@ install: build ## put it into PREFIX/bin (/usr/local)
 	install -D -m 0755 bin/thaw '$(DESTDIR)$(PREFIX)/bin/thaw'
 
 .PHONY: test
-test: ## all tests, from nothing (root)
+test: ## all tests, from nothing (root); TEST_PACKAGES=./cmd/thaw TEST_FLAGS='-run TestKill' for some
 	scripts/setup.sh run corpus node test containerd
 	scripts/corpus.sh nginx node
 	scripts/containerd.sh install '$(THAW_CONTAINERD)'
-	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -timeout 30m ./...
+	THAW_REQUIRE='$(REQUIRE)' $(GOTEST) -timeout 30m $(TEST_FLAGS) $(TEST_PACKAGES)
 
 .PHONY: race
 race: ## all tests with the race detector (root)
