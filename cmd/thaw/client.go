@@ -16,7 +16,7 @@ import (
 )
 
 // startTimeout bounds the start of a daemon.
-const startTimeout = 15 * time.Second
+const startTimeout = time.Minute
 
 // startAgain is how long to wait before another attempt where a daemon runs but
 // does not answer.

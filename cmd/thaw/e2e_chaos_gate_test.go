@@ -26,7 +26,7 @@ type chaosGate struct {
 }
 
 func newChaosGate(t *testing.T, to string) *chaosGate {
-	g := &chaosGate{to: to, addr: "127.0.0.1:0", state: gateDown, opened: make(chan struct{}), conns: map[net.Conn]bool{}}
+	g := &chaosGate{to: to, addr: "127.0.0.1:" + freePort(t), state: gateDown, opened: make(chan struct{}), conns: map[net.Conn]bool{}}
 	close(g.opened)
 	g.set(gateUp)
 	t.Cleanup(func() { g.set(gateDown) })

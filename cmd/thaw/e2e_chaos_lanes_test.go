@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -14,7 +13,7 @@ import (
 )
 
 // chaosPatience bounds every command, and the waits for a daemon or keeper.
-const chaosPatience = 60 * time.Second
+const chaosPatience = patience
 
 // processLane does one bad thing to the daemon or the keeper. It never kills both before the one that lives had time to
 // start the other: then nobody holds the group any more, which is not promised to end well.
@@ -119,11 +118,6 @@ func (c *chaos) killDaemon(action string) {
 		c.did(action, pid)
 		c.until("the daemon is dead", func() bool { return !alive(pid) })
 	}
-}
-
-func alive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err == nil && !bytes.Contains(b[bytes.LastIndexByte(b, ')'):], []byte(") Z "))
 }
 
 // killKeeper kills the keeper of a daemon that lives, and may be stopped for a while.
@@ -413,7 +407,7 @@ func (c *chaos) finish(before map[string]int) {
 		return left
 	}
 	var left []string
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(chaosPatience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if left = leaked(); len(left) == 0 {
 			break
 		}

@@ -381,7 +381,7 @@ func (r *chaosProcess) stack() string {
 
 func (r *chaosProcess) end() {
 	r.in.Close()
-	timer := time.AfterFunc(10*time.Second, func() { _ = unix.Kill(r.cmd.Process.Pid, unix.SIGKILL) })
+	timer := time.AfterFunc(patience, func() { _ = unix.Kill(r.cmd.Process.Pid, unix.SIGKILL) })
 	for range r.answers {
 	}
 	_ = r.cmd.Wait()

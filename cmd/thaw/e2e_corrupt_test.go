@@ -71,6 +71,7 @@ func (n *node) sameOrEIO(want tree, dir string) map[string]error {
 // TestFlippedLayerByte: reads that need it get EIO, the log names layer and
 // span; nothing is kept of it, so that later all is right.
 func TestFlippedLayerByte(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	n.pushIndex(n.ref)
 	layer := n.manifest.Layers[0]
@@ -87,17 +88,16 @@ func TestFlippedLayerByte(t *testing.T) {
 	n.thaw("umount", dir)
 }
 
-// logNames checks that the daemon's log tells of a bad span of the layer.
+// logNames waits until the daemon's log tells of a bad span of the layer.
 func (n *node) logNames(layer string) {
 	n.Helper()
-	log := n.log("daemon.log")
-	if !regexp.MustCompile(`(?m)^.*` + layer + `.*\bspan\W*\d+.*$|^.*\bspan\W*\d+.*` + layer + `.*$`).MatchString(log) {
-		n.Errorf("the log names no span of layer %s:\n%s", layer, log)
-	}
+	line := regexp.MustCompile(`(?m)^.*` + layer + `.*\bspan\W*\d+.*$|^.*\bspan\W*\d+.*` + layer + `.*$`)
+	n.eventually("the log names a span of layer "+layer, func() bool { return line.MatchString(n.log("daemon.log")) })
 }
 
 // TestFlippedOnce: what arrives damaged is fetched again.
 func TestFlippedOnce(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	n.pushIndex(n.ref)
 	setFaults(t, n.lab, "flip=2000,first=1")
@@ -108,6 +108,7 @@ func TestFlippedOnce(t *testing.T) {
 
 // TestFlippedLayerByteComesToAnEnd: who waits for all of the image is told.
 func TestFlippedLayerByteComesToAnEnd(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	layer := n.manifest.Layers[0].Digest.String()
 	fault := "flip=@3000000,match=/blobs/" + layer
@@ -130,6 +131,7 @@ func TestFlippedLayerByteComesToAnEnd(t *testing.T) {
 
 // TestFlippedLayout is a layout on disk with a flipped byte.
 func TestFlippedLayout(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	ref := "oci:" + n.layout + ":small"
 	n.thaw("index", "build", ref)
@@ -187,6 +189,7 @@ func (n *smallImage) pushedIndex() (desc v1.Descriptor, m v1.Manifest) {
 
 // TestFlippedIndex: an index that arrives damaged is not used, with a warning.
 func TestFlippedIndex(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		blob func(desc v1.Descriptor, m v1.Manifest) string
@@ -225,6 +228,7 @@ func TestFlippedIndex(t *testing.T) {
 
 // TestFlippedState flips bytes of what the node keeps between mounts.
 func TestFlippedState(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ name, pattern string }{
 		{"EROFS image", "metadata/*.erofs"},
 		{"index record", "index/images/*/record.json"},
@@ -258,6 +262,7 @@ func TestFlippedState(t *testing.T) {
 // TestLyingIndex is an index that describes other files than the layers hold:
 // its digests are all right. It is found out at completion, and not used again.
 func TestLyingIndex(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name, path string
 		lie        func(l *index.Layer)

@@ -5,8 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 	"time"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
@@ -16,6 +14,7 @@ import (
 // TestFUSE kills the daemon again and again while everything of a mount through FUSE is read from inside of a container and
 // outside: readers wait for the next daemon, and what they read is right.
 func TestFUSE(t *testing.T) {
+	t.Parallel()
 	testenv.NeedFUSE(t)
 	n, ref := newRunNode(t, `mount = "fuse"`)
 	_, want := corpus(t, "nginx")
@@ -63,6 +62,7 @@ func TestFUSE(t *testing.T) {
 
 // TestFUSEAllKilled kills keeper and daemon at once: the mount is dead, its readers get errors, and the next daemon takes it away.
 func TestFUSEAllKilled(t *testing.T) {
+	t.Parallel()
 	testenv.NeedFUSE(t)
 	n, ref := newRunNode(t)
 	n.start("daemon", "--mount=fuse")
@@ -74,9 +74,7 @@ func TestFUSEAllKilled(t *testing.T) {
 		t.Fatalf("keepers %v", keepers)
 	}
 	daemon := n.daemon()
-	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil { // or it starts another keeper in between
-		t.Fatal(err)
-	}
+	n.freeze(daemon) // or it starts another keeper in between
 	n.kill(keepers[0], daemon)
 	if b, err := os.ReadFile(filepath.Join(dir, "usr/sbin/nginx")); err == nil {
 		t.Errorf("read %d bytes of a dead mount", len(b))

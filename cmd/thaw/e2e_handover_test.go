@@ -17,13 +17,17 @@ func (n *node) terminate() {
 	if err := unix.Kill(pid, unix.SIGTERM); err != nil {
 		n.Fatal(err)
 	}
-	n.eventually("it answers no more", func() bool { _, err := n.statusNow(); return err != nil })
+	n.eventually("it answers no more", func() bool { // the next one may answer before it is seen that none does
+		s, err := n.statusNow()
+		return err != nil || s.Pid != pid
+	})
 }
 
 // TestTerminateDaemon: readers wait for the next daemon when this one is told to
 // end, as they do when it is killed. The command that starts the next one may
 // come while this one is still ending.
 func TestTerminateDaemon(t *testing.T) {
+	t.Parallel()
 	layout, want := corpus(t, "nginx")
 	n, s := newNode(t), newLab(t, layout, "slow")
 	ref := s.Addr() + "/nginx"
@@ -51,6 +55,7 @@ func TestTerminateDaemon(t *testing.T) {
 // TestRemoveMountedImage: what the next daemon needs of an image that is mounted
 // stays when the image is forgotten.
 func TestRemoveMountedImage(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	_, want := corpus(t, "nginx")
 	dir := n.mkdir()
@@ -65,6 +70,7 @@ func TestRemoveMountedImage(t *testing.T) {
 
 // TestEagerDaemonServesLazyMounts: another mount path is for new mounts only.
 func TestEagerDaemonServesLazyMounts(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	_, want := corpus(t, "nginx")
 	dir := n.mkdir()
@@ -79,6 +85,7 @@ func TestEagerDaemonServesLazyMounts(t *testing.T) {
 // TestForeignMount: what somebody else has mounted where an image was is not
 // thaw's to take away.
 func TestForeignMount(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	n.refuses(1, "state directory", "mount", ref, filepath.Join(n.root, "index"))
 	n.refuses(1, "state directory", "mount", ref, n.base)
@@ -106,6 +113,7 @@ func TestForeignMount(t *testing.T) {
 // TestMountAfterGC: an index that was made here and pushed nowhere still works
 // when the layers were removed.
 func TestMountAfterGC(t *testing.T) {
+	t.Parallel()
 	layout, want := corpus(t, "nginx")
 	n := newNode(t)
 	dir := n.mkdir()

@@ -4,11 +4,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 // sleeper is a script whose process can be found by the number.
@@ -26,6 +29,7 @@ func asleep(number int) bool {
 }
 
 func TestKillRun(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	number := 100_000_000 + os.Getpid()
 	p := n.launch(shell(ref, sleeper(number))...)
@@ -34,10 +38,7 @@ func TestKillRun(t *testing.T) {
 	p.signal(unix.SIGKILL)
 	p.wait()
 	n.eventually("the container is stopped", func() bool { return !asleep(number) })
-	n.eventually("the daemon has cleaned up", func() bool { return len(n.status().Mounts) == 0 })
-	if records, _ := filepath.Glob(filepath.Join(n.root, "mounts", "*")); len(records) > 0 {
-		t.Errorf("left: %v", records)
-	}
+	n.forgotten()
 	if r := n.run(shell(ref, "echo again")...); r.stdout != "again\n" {
 		t.Error(r)
 	}
@@ -57,6 +58,7 @@ func (n *node) kill(pids ...int) {
 // is read from inside of a container and outside: readers wait for the next
 // daemon, and what they read is right.
 func TestKillDaemon(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	if err := os.Symlink(n.mkdir(), n.root); err != nil { // as when it is on another disk
 		t.Fatal(err)
@@ -123,6 +125,7 @@ func (n *node) checkSums(want tree, printed string) {
 // TestKillDaemonAndKeeper: nobody can serve what is mounted any more. The next
 // command cleans it all up.
 func TestKillDaemonAndKeeper(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	number := 200_000_000 + os.Getpid()
 	dir := n.mkdir()
@@ -136,27 +139,21 @@ func TestKillDaemonAndKeeper(t *testing.T) {
 	}
 	// Stopped first, the daemon cannot start another keeper in between.
 	daemon := n.daemon()
-	if err := unix.Kill(daemon, unix.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	n.freeze(daemon)
 	n.kill(keepers[0], daemon)
-	n.eventually("both are gone", func() bool { return len(n.pids(" daemon ")) == 0 })
+	n.eventually("both are gone", func() bool { return !alive(daemon) && !alive(keepers[0]) })
 
 	n.thaw("cache", "ls")
 	if s := n.status(); len(s.Mounts) != 0 {
 		t.Errorf("mounts %+v", s.Mounts)
 	}
-	if asleep(number) {
-		t.Error("the container runs on without a keeper")
-	}
+	n.eventually("the container does not run on without a keeper", func() bool { return !asleep(number) })
 	if r := p.wait(); r.code != 137 {
 		t.Error(r)
 	}
-	for _, left := range n.leftovers() {
-		if !strings.HasPrefix(left, "process") {
-			t.Error("left behind:", left)
-		}
-	}
+	n.eventually("nothing is left behind", func() bool {
+		return !slices.ContainsFunc(n.leftovers(), func(left string) bool { return !strings.HasPrefix(left, "process") })
+	})
 	if r := n.run(shell(ref, "echo again")...); r.stdout != "again\n" {
 		t.Error(r)
 	}
@@ -164,6 +161,7 @@ func TestKillDaemonAndKeeper(t *testing.T) {
 
 // TestKillKeeper: the daemon starts another one.
 func TestKillKeeper(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	_, want := corpus(t, "nginx")
 	dir := n.mkdir()
@@ -174,6 +172,7 @@ func TestKillKeeper(t *testing.T) {
 		now := n.pids(" keeper ")
 		return len(now) == 1 && now[0] != keepers[0]
 	})
+	n.keeperHolds()
 	n.kill(n.daemon()) // now it is needed
 	n.sameImage(want, dir)
 	n.thaw("umount", dir)
@@ -181,6 +180,7 @@ func TestKillKeeper(t *testing.T) {
 
 // TestNoDaemonComes: after the grace time readers get an error, not zeros.
 func TestNoDaemonComes(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t, `grace = "1s"`)
 	dir := n.mkdir()
 	n.thaw("mount", "--background=off", ref, dir)
@@ -208,6 +208,7 @@ func TestNoDaemonComes(t *testing.T) {
 
 // TestInterrupt is Ctrl-C in every phase.
 func TestInterrupt(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		phase, fault string
 		index        bool
@@ -229,20 +230,16 @@ func TestInterrupt(t *testing.T) {
 			p := n.launch(shell(ref, "echo never")...)
 			n.eventually("the registry is asked", func() bool { return len(s.Stats().Faults) > 0 })
 			time.Sleep(50 * time.Millisecond)
-			begun := time.Now()
+			watch := testenv.Start()
 			p.signal(unix.SIGINT)
 			r := p.wait()
 			if r.code != 130 || r.stdout != "" {
 				t.Error(r)
 			}
-			if took := time.Since(begun); took > 20*time.Second {
-				t.Errorf("took %v", took)
+			if over, starved := watch.Over(20 * time.Second); over {
+				t.Errorf("took %v, the machine was busy for %v", watch.Took(), starved)
 			}
-			n.eventually("nothing is mounted", func() bool { return len(n.status().Mounts) == 0 })
-			n.eventually("its directory is gone", func() bool {
-				records, _ := filepath.Glob(filepath.Join(n.root, "mounts", "*"))
-				return len(records) == 0
-			})
+			n.forgotten()
 		})
 	}
 }

@@ -38,6 +38,7 @@ func (n *node) sameImage(want tree, dir string) {
 }
 
 func TestMountEqualsUnpacking(t *testing.T) {
+	t.Parallel()
 	for _, image := range []string{"nginx", "node", "python-ml"} {
 		t.Run(image, func(t *testing.T) {
 			if image == "python-ml" && os.Getenv("THAW_LONG") == "" {
@@ -58,6 +59,7 @@ func TestMountEqualsUnpacking(t *testing.T) {
 // TestMountOfSyntheticLayers has all that layers may hold, compressed in all
 // ways, against an unpacker that shares nothing with thaw.
 func TestMountOfSyntheticLayers(t *testing.T) {
+	t.Parallel()
 	testenv.NeedRoot(t)
 	for name, layers := range map[string][][]byte{
 		"everything":       withoutHuge(layertartest.Everything()),

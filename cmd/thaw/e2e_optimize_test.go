@@ -20,7 +20,8 @@ func TestOptimize(t *testing.T) {
 	builder, n := newNode(t), newNode(t)
 	s := newLab(t, filepath.Join(testenv.Corpus(t), "oci"), "cloud")
 	ref := s.Addr() + "/nginx:latest"
-	env, ready := "PORT=28083", "http://127.0.0.1:28083/ready"
+	port := freePort(t) // the same in both: the trace is of the whole command
+	env, ready := "PORT="+port, "http://127.0.0.1:"+port+"/ready"
 	builder.thaw("optimize", "-e", env, "--ready", ready, "--after", "100ms", "--push", "--json", ref)
 	if left, _ := filepath.Glob(filepath.Join(builder.root, "optimize-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
@@ -50,6 +51,7 @@ func TestOptimize(t *testing.T) {
 // TestTraceAuto: what a node recorded becomes a bundle; of another image of the
 // repository, what both have. Without a record it is an error.
 func TestTraceAuto(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	n.refuses(1, "no start of", "index", "build", "--trace", "auto", n.ref)
 	b, err := os.ReadFile(n.writeTrace(someReads...))
@@ -77,6 +79,7 @@ func TestTraceAuto(t *testing.T) {
 // TestPrefetchTrace: an index without a bundle, and a trace on the node: what it
 // read comes first.
 func TestPrefetchTrace(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	n.pushIndex(n.ref)
 	b, err := os.ReadFile(n.writeTrace([3]int64{0, 7 << 20, 100}))
@@ -87,7 +90,5 @@ func TestPrefetchTrace(t *testing.T) {
 	mnt := n.mkdir()
 	n.thaw("mount", "--wait", n.ref, mnt)
 	n.sameTree(n.want, mnt)
-	if !strings.Contains(n.log("daemon.log"), "bringing first what an earlier start read") {
-		t.Error("the trace is not used")
-	}
+	n.logs("bringing first what an earlier start read")
 }

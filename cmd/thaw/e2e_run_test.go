@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -93,12 +95,11 @@ func TestRun(t *testing.T) {
 	t.Run("no such volume", func(t *testing.T) {
 		n.in(t).refuses(125, "/none-such", n.runArgs("-v", "/none-such:/x", ref)...)
 	})
-	if s := n.status(); len(s.Mounts) != 0 {
-		t.Errorf("mounts are left: %+v", s.Mounts)
-	}
+	n.forgotten()
 }
 
 func TestRunInteractive(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	t.Run("-i", func(t *testing.T) {
 		n := n.in(t)
@@ -150,6 +151,7 @@ while :; do sleep 0.1; done`)...)...)...)
 func loop(trap string) string { return trap + "; echo up; while :; do sleep 0.05; done" }
 
 func TestRunSignals(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	for _, c := range []struct {
 		name, trap string
@@ -172,6 +174,7 @@ func TestRunSignals(t *testing.T) {
 }
 
 func TestRunTwoAtOnce(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	var all []*process
 	for i := range 3 { // at the same moment, with nothing here and no daemon
@@ -202,16 +205,25 @@ func TestRunTwoAtOnce(t *testing.T) {
 	}
 }
 
-// freePort returns a port of this machine that nobody listens on.
+// nextPort is where freePort goes on.
+var nextPort atomic.Uint32
+
+// freePort returns a port of this machine that nobody listens on. It is none of
+// those that the kernel gives to connections and to who asks for any, so nobody
+// gets it before the test's own server does, and no two tests get the same.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, ports = 20_000, 10_000
+	nextPort.CompareAndSwap(0, uint32(os.Getpid())%ports+1)
+	for range ports {
+		port := strconv.Itoa(first + int(nextPort.Add(1)%ports))
+		if l, err := net.Listen("tcp", ":"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatalf("all ports from %d on are taken", first)
+	return ""
 }
 
 // readyArgs start the image's server until it answers.
@@ -244,6 +256,7 @@ func (n *node) readTimeline(path string) timelineJSON {
 }
 
 func TestTimeline(t *testing.T) {
+	t.Parallel()
 	n, ref := newRunNode(t)
 	line := n.timelineOf(ref)
 	if line.Version != timelineVersion || line.ReadyMs == nil || *line.ReadyMs <= 0 || line.Mode != "fanotify" || line.Index != "registry" ||

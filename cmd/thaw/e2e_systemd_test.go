@@ -165,6 +165,7 @@ func (m *manager) names() string {
 // which nothing but a third process that holds the descriptors can make good:
 // readers wait for the next daemon, and what they read is right.
 func TestServiceManagerHoldsDescriptors(t *testing.T) {
+	t.Parallel()
 	for mode, want := range map[string]string{"fanotify": "map[group:1 pending:1 sha256:3]", "fuse": "map[fuse:3 pending:1]"} {
 		t.Run(mode, func(t *testing.T) {
 			layout, wantTree := corpus(t, "nginx")
@@ -179,11 +180,10 @@ func TestServiceManagerHoldsDescriptors(t *testing.T) {
 			r := n.readersOf(wantTree, dir, 4)
 			for range 3 {
 				n.eventually("files are read", func() bool { return r.reads.Load() > 0 })
-				if err := unix.Kill(m.pid, unix.SIGSTOP); err != nil { // else it would start another keeper
-					t.Fatal(err)
-				}
-				n.kill(append(n.keepers(), m.pid)...)
-				n.eventually("both are gone", func() bool { return len(n.pids(" daemon ")) == 0 })
+				keepers := n.keepers()
+				n.freeze(m.pid) // else it would start another keeper
+				n.kill(append(keepers, m.pid)...)
+				n.eventually("both are gone", func() bool { return !alive(m.pid) && !alive(keepers[0]) })
 				time.Sleep(100 * time.Millisecond) // readers come
 				r.reads.Store(0)
 				m.start()
@@ -204,20 +204,18 @@ func TestServiceManagerHoldsDescriptors(t *testing.T) {
 			n.thaw("umount", dir)
 			n.thaw("daemon", "stop")
 			n.eventually("the manager has nothing", func() bool { return m.names() == "map[]" })
-			if b, err := os.ReadFile(n.path("service.log")); err != nil || !strings.Contains(string(b), "the service manager had kept") {
-				t.Errorf("%v: %s", err, b)
-			}
+			n.eventually("the log says that the service manager had kept it", func() bool {
+				b, err := os.ReadFile(n.path("service.log"))
+				return err == nil && strings.Contains(string(b), "the service manager had kept")
+			})
 		})
 	}
 }
 
-// keepers are the pids of the node's keepers.
-func (n *node) keepers() []int {
+// keepers waits until there is one keeper, and returns its pid.
+func (n *node) keepers() (pids []int) {
 	n.Helper()
-	pids := n.pids(" keeper ")
-	if len(pids) != 1 {
-		n.Errorf("keepers %v", pids)
-	}
+	n.eventually("there is one keeper", func() bool { pids = n.pids(" keeper "); return len(pids) == 1 })
 	return pids
 }
 

@@ -126,6 +126,7 @@ func sumUncached(path string) (string, error) {
 // TestUpgrade changes between two versions again and again while files are
 // read: no read fails, and daemon and keeper are of the new version each time.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	for mode, rounds := range map[string]int{"fanotify": 4, "fuse": 2} {
 		if os.Getenv("THAW_LONG") != "" {
 			rounds *= 10
@@ -176,6 +177,7 @@ func TestUpgrade(t *testing.T) {
 // TestUpgradeFails: a program that does not work changes nothing, or is not
 // there for long. No reader notices.
 func TestUpgradeFails(t *testing.T) {
+	t.Parallel()
 	layout, want := corpus(t, "nginx")
 	n := newNode(t)
 	ref := newLab(t, layout, "slow").Addr() + "/nginx"
@@ -248,6 +250,7 @@ func TestUpgradeFails(t *testing.T) {
 
 // TestUpgradeNothing: there may be no daemon, no mounts, or no keeper.
 func TestUpgradeNothing(t *testing.T) {
+	t.Parallel()
 	n := newNode(t)
 	program := n.program("2")
 	if out, err := n.as(program, "daemon", "--upgrade"); err != nil || !strings.Contains(out, "no daemon is running") {
@@ -267,6 +270,7 @@ func TestUpgradeNothing(t *testing.T) {
 
 // TestReadersBringDaemonBack: who ends the daemon does not end what reads.
 func TestReadersBringDaemonBack(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"fanotify", "fuse"} {
 		t.Run(mode, func(t *testing.T) {
 			n, ref := newRunNode(t, `mount = "`+mode+`"`)
@@ -274,7 +278,7 @@ func TestReadersBringDaemonBack(t *testing.T) {
 			n.thaw("mount", "--background=off", ref, dir)
 			pid := n.daemon()
 			n.terminate()
-			n.eventually("it has ended", func() bool { return unix.Kill(pid, 0) != nil })
+			n.eventually("it has ended", func() bool { return !alive(pid) })
 			begun := time.Now()
 			n.within(patience, func() error {
 				_, err := sumFile(filepath.Join(dir, "usr/bin/perl"))
