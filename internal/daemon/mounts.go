@@ -132,7 +132,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
-	m := &mounted{img: img, dir: dir, asked: asked, before: map[*layer]hydrate.Waits{}, gone: make(chan struct{}), completed: make(chan struct{})}
+	m := &mounted{img: img, dir: dir, asked: asked, gone: make(chan struct{}), completed: make(chan struct{})}
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
@@ -264,6 +264,9 @@ func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 		m.layers = append(m.layers, l)
 		m.base += l.hydrate.FetchedBytes()
 		if w := l.hydrate.Waits(); w.Count() > 0 {
+			if m.before == nil {
+				m.before = map[*layer]hydrate.Waits{}
+			}
 			m.before[l] = w
 		}
 	}
