@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"archive/tar"
-	"bytes"
 	"compress/gzip"
 	"encoding/json"
 	"fmt"
@@ -98,7 +97,7 @@ func bench50k(b *testing.B, walk func(*Image) error) {
 	img := mustWrite(b, root, devices)
 	b.ReportAllocs()
 	for b.Loop() {
-		im, err := Open(bytes.NewReader(img), int64(len(img)))
+		im, err := Open(img)
 		if err != nil {
 			b.Fatal(err)
 		}

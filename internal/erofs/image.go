@@ -3,33 +3,26 @@ package erofs
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"strings"
 )
 
-// Image is an opened image. Its methods check all that they read; they share a
-// buffer, so one goroutine at a time may call them.
+// Image is an opened image. Its methods check all that they read.
 type Image struct {
-	src     io.ReaderAt
-	size    int64
+	data    []byte
+	size    int64 // of it that the superblock speaks of
 	rootNID uint64
 	base    int64 // byte of inode 0
 	epoch   mtime
 	inodes  uint64
 	devices []Device
-
-	window    []byte // of the image, from windowOff
-	windowOff int64
 }
 
-// windowBytes is what is read at once: far more than any structure but xattrs.
-const windowBytes = 64 << 10
-
-// Open checks the superblock and the device table of an image of size bytes, and
-// that it uses only what [Write] writes. What lies behind them is checked when it
-// is read. Errors are [*CorruptError] or what r returned.
-func Open(r io.ReaderAt, size int64) (*Image, error) {
-	img := &Image{src: r, size: size}
+// Open checks the superblock and the device table of an image, and that it uses
+// only what [Write] writes. What lies behind them is checked when it is read.
+// Errors are [*CorruptError]. The image keeps data, which is not to be changed.
+func Open(data []byte) (*Image, error) {
+	size := int64(len(data))
+	img := &Image{data: data, size: size}
 	sb, err := img.bytes(superOffset, blockSize)
 	if err != nil {
 		return nil, err
@@ -92,28 +85,12 @@ func (img *Image) Devices() []Device { return img.devices }
 // Inodes returns the number of inodes that the superblock claims.
 func (img *Image) Inodes() uint64 { return img.inodes }
 
-// bytes returns n bytes of the image, valid until the next call.
+// bytes returns n bytes of the image, which are not to be changed.
 func (img *Image) bytes(off int64, n int) ([]byte, error) {
 	if off < 0 || off > img.size || int64(n) > img.size-off {
 		return nil, corrupt(off, "%d bytes wanted, the image ends at %d", n, img.size)
 	}
-	if at := off - img.windowOff; at >= 0 && at+int64(n) <= int64(len(img.window)) {
-		return img.window[at : at+int64(n)], nil
-	}
-	start := off &^ (blockSize - 1)
-	want := int(min(max(windowBytes, off-start+int64(n)), img.size-start))
-	if cap(img.window) < want {
-		img.window = make([]byte, want)
-	}
-	img.window, img.windowOff = img.window[:want], start
-	if got, err := img.src.ReadAt(img.window, start); got < want {
-		img.window = img.window[:0]
-		if err == nil || err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, fmt.Errorf("read erofs image: %d bytes at %d: %w", want, start, err)
-	}
-	return img.window[off-start:][:n], nil
+	return img.data[off:][:n:n], nil
 }
 
 func allZero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }

@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
@@ -258,7 +257,7 @@ func xattrMap(xs []Xattr) map[string]string {
 
 func imageFacts(t testing.TB, b []byte, l layers) map[string]fact {
 	t.Helper()
-	img, err := Open(bytes.NewReader(b), int64(len(b)))
+	img, err := Open(b)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,13 +17,22 @@ func (in *Info) kind() uint32 { return in.Mode & ModeType }
 
 // inode reads an inode without what lies behind it.
 func (img *Image) inode(nid uint64) (*Info, error) {
-	if nid > uint64(img.size)/nidUnit {
-		return nil, corrupt(superOffset, "inode %d is outside of the image", nid)
+	in := new(Info)
+	if err := img.readInode(nid, in); err != nil {
+		return nil, err
 	}
-	in := &Info{NID: nid, pos: img.base + int64(nid)*nidUnit}
+	return in, nil
+}
+
+// readInode is inode into what the caller has. The room for extents is used again.
+func (img *Image) readInode(nid uint64, in *Info) error {
+	if nid > uint64(img.size)/nidUnit {
+		return corrupt(superOffset, "inode %d is outside of the image", nid)
+	}
+	*in = Info{NID: nid, pos: img.base + int64(nid)*nidUnit, Inode: Inode{Extents: in.Extents[:0]}}
 	b, err := img.bytes(in.pos, compactSize)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	format := le.Uint16(b[inFormat:])
 	in.layout = uint8(format >> 1)
@@ -31,7 +40,7 @@ func (img *Image) inode(nid uint64) (*Info, error) {
 	if format&formatExtended != 0 {
 		in.end = in.pos + extendedSize
 		if b, err = img.bytes(in.pos, extendedSize); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if n := int64(le.Uint16(b[inXattrICount:])); n > 0 {
@@ -52,9 +61,9 @@ func (img *Image) inode(nid uint64) (*Info, error) {
 	}
 	// Linux 6.15 gave meaning to these: high bits of an address, a time.
 	if format&formatExtended != 0 && le.Uint16(b[inExtendedHi:]) != 0 || format&formatExtended == 0 && le.Uint32(b[inCompactMtime:]) != 0 {
-		return nil, corrupt(in.pos, "reserved field of an inode is set")
+		return corrupt(in.pos, "reserved field of an inode is set")
 	}
-	return in, img.checkInode(in, format)
+	return img.checkInode(in, format)
 }
 
 func (img *Image) checkInode(in *Info, format uint16) error {

@@ -52,6 +52,7 @@ func parseBlock(b []byte, at int64) ([]entry, error) {
 		return nil, corrupt(at, "first name at %d", next)
 	}
 	entries := make([]entry, count)
+	text := string(b) // of all names
 	for i := range entries {
 		de := b[i*direntSize:]
 		start, end := next, len(b)
@@ -60,10 +61,10 @@ func parseBlock(b []byte, at int64) ([]entry, error) {
 		} else if nul := bytes.IndexByte(b[min(start, end):], 0); nul >= 0 {
 			end = start + nul
 		}
-		if start >= end || end > len(b) || !validName(string(b[start:end])) {
+		if start >= end || end > len(b) || !validName(text[start:end]) {
 			return nil, corrupt(at, "no name in bytes %d to %d", start, end)
 		}
-		entries[i] = entry{string(b[start:end]), le.Uint64(de), de[10]}
+		entries[i] = entry{text[start:end], le.Uint64(de), de[10]}
 		next = end
 	}
 	return entries, nil
@@ -75,15 +76,17 @@ func parseBlock(b []byte, at int64) ([]entry, error) {
 //
 // The memory and time a hostile image can cost are in proportion to its size.
 func (img *Image) Walk(fn func(path string, info *Info) error) error {
-	w := &walker{img: img, fn: fn, budget: 2*img.size + 1<<16, seen: map[uint64]*Info{}}
-	return w.walk()
+	return newWalker(img, fn).walk()
 }
 
 // Check checks all of the image that a path leads to: what Walk would refuse, it
 // refuses, and so does whoever hands an image to the kernel, which trusts more.
 func (img *Image) Check() error {
-	w := &walker{img: img, budget: 2*img.size + 1<<16, seen: make(map[uint64]*Info, min(img.inodes, uint64(img.size)/nidUnit))}
-	return w.walk()
+	return newWalker(img, nil).walk()
+}
+
+func newWalker(img *Image, fn func(string, *Info) error) *walker {
+	return &walker{img: img, fn: fn, budget: 2*img.size + 1<<16, seen: make([]uint64, img.size/nidUnit/64+1), links: map[uint64]*Info{}}
 }
 
 func (w *walker) walk() error {
@@ -129,7 +132,9 @@ type walker struct {
 	img    *Image
 	fn     func(string, *Info) error // nil: only check, with names for paths
 	budget int64                     // bytes that may yet be read: structures that overlap use it up
-	seen   map[uint64]*Info          // inodes visited; nil for those with no further name
+	seen   []uint64                  // bit set of the inodes visited
+	links  map[uint64]*Info          // those of them that may have further names
+	spare  Info                      // for inodes that nobody keeps
 }
 
 type walkDir struct {
@@ -151,10 +156,14 @@ func (w *walker) spend(at, n int64) error {
 
 // visit reads the inode of an entry and hands it to fn; size is a directory's.
 func (w *walker) visit(path string, e entry) (info *Info, size int64, err error) {
-	info, again := w.seen[e.nid]
+	word, bit := e.nid/64, uint64(1)<<(e.nid%64)
 	switch {
-	case !again:
-		if info, err = w.img.inode(e.nid); err != nil {
+	case word >= uint64(len(w.seen)) || w.seen[word]&bit == 0:
+		info = &w.spare
+		if w.fn != nil {
+			info = new(Info)
+		}
+		if err := w.img.readInode(e.nid, info); err != nil {
 			return nil, 0, err
 		}
 		size = info.SizeBytes
@@ -165,12 +174,20 @@ func (w *walker) visit(path string, e entry) (info *Info, size int64, err error)
 		if err := w.spend(info.pos, cost); err != nil {
 			return nil, 0, err
 		}
-		w.seen[e.nid] = nil
-		if info.kind() != ModeDir && info.Nlink > 1 {
-			w.seen[e.nid] = info
+		w.seen[word] |= bit
+		if info.kind() == ModeDir || info.Nlink > 1 {
+			if info == &w.spare {
+				kept := w.spare
+				info, w.spare = &kept, Info{} // with its extents
+			}
+			if info.kind() != ModeDir {
+				w.links[e.nid] = info
+			}
 		}
-	case info == nil:
-		return nil, 0, corrupt(superOffset, "%q: inode %d has more names than links", path, e.nid)
+	default:
+		if info = w.links[e.nid]; info == nil {
+			return nil, 0, corrupt(superOffset, "%q: inode %d has more names than links", path, e.nid)
+		}
 	}
 	if e.fileType != direntTypes[info.kind()>>12] {
 		return nil, 0, corrupt(info.pos, "%q: mode %o is not of file type %d", path, info.Mode, e.fileType)

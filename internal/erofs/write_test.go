@@ -81,7 +81,7 @@ func shuffle(in *Inode, rng *rand.Rand) {
 func TestLookup(t *testing.T) {
 	root, l := everything()
 	b := mustWrite(t, root, l.devices())
-	img, err := Open(bytes.NewReader(b), int64(len(b)))
+	img, err := Open(b)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func (m *Image) CheckMetadata(metadata []byte) error {
 	if err := m.CheckDevices(metadata); err != nil {
 		return err
 	}
-	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	img, err := erofs.Open(metadata)
 	if err != nil {
 		return err
 	}
@@ -38,7 +38,7 @@ func (m *Image) CheckMetadata(metadata []byte) error {
 // own, has the image's layers as its devices: the kernel takes what lies behind
 // the end of a device for zeros.
 func (m *Image) CheckDevices(metadata []byte) error {
-	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	img, err := erofs.Open(metadata)
 	if err != nil {
 		return err
 	}
@@ -100,7 +100,7 @@ func (m *Image) CheckFiles(entries [][]layertar.Entry) error {
 // files lists an EROFS image as path to a line that says all of the file. Hard
 // links carry the first path of their group. It also lists the devices.
 func files(b []byte) (map[string]string, []erofs.Device, error) {
-	img, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
+	img, err := erofs.Open(b)
 	if err != nil {
 		return nil, nil, err
 	}

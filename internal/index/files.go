@@ -1,8 +1,6 @@
 package index
 
 import (
-	"bytes"
-
 	"github.com/thaw-project/thaw/internal/erofs"
 	"github.com/thaw-project/thaw/internal/trace"
 )
@@ -16,7 +14,7 @@ func (m *Image) Files() (*trace.Files, error) {
 	if err := m.CheckDevices(b); err != nil {
 		return nil, err
 	}
-	img, err := erofs.Open(bytes.NewReader(b), int64(len(b)))
+	img, err := erofs.Open(b)
 	if err != nil {
 		return nil, err
 	}

@@ -101,7 +101,7 @@ func diskXattrs(t testing.TB, path string) map[string]string {
 // erofsFacts walks an EROFS image whose devices are the layers' tars.
 func erofsFacts(t testing.TB, metadata []byte, tars [][]byte) map[string]fact {
 	t.Helper()
-	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	img, err := erofs.Open(metadata)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func withoutTooManyChunks(t *testing.T, dir string, tars [][]byte) [][]byte {
 // checkHuge compares the stored parts of the one file that is too large to sum.
 func checkHuge(t *testing.T, dir string, metadata []byte, tars [][]byte) {
 	t.Helper()
-	img, err := erofs.Open(bytes.NewReader(metadata), int64(len(metadata)))
+	img, err := erofs.Open(metadata)
 	if err != nil {
 		t.Fatal(err)
 	}
