@@ -1,0 +1,166 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/testenv"
+)
+
+// pluggedConfig is a containerd's configuration below a directory, with a comment and a handler that
+// have to survive.
+func pluggedConfig(dir, series string) string {
+	version, images, runtime := 3, "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"
+	if series == "1.7" {
+		version, images, runtime = 2, "io.containerd.grpc.v1.cri", "io.containerd.grpc.v1.cri"
+	}
+	return fmt.Sprintf(`# ours, since 2019
+version = %[1]d
+root = "%[2]s/root"
+state = '%[2]s/state'
+
+[grpc]
+  address = "%[2]s/containerd.sock"   # not the default
+[ttrpc]
+  address = "%[2]s/containerd.sock.ttrpc"
+[plugins.'io.containerd.internal.v1.opt']
+  path = "%[2]s/opt"
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+[plugins."%[3]s"]
+  max_concurrent_downloads = 4
+[plugins."%[4]s".containerd]
+  default_runtime_name = "plain"
+  [plugins."%[4]s".containerd.runtimes.plain]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."%[4]s".containerd.runtimes.plain.options]
+      SystemdCgroup = false`, version, dir, images, runtime)
+}
+
+// TestInstallContainerd: a real containerd, told by thaw install containerd, has
+// the snapshotter; the end is refused while it has snapshots, and leaves its
+// configuration as it was, to the byte.
+func TestInstallContainerd(t *testing.T) {
+	for _, series := range []string{"2", "1.7"} {
+		t.Run(series, func(t *testing.T) {
+			programs := testenv.NeedContainerd(t, series)
+			n := newNode(t)
+			path := os.Getenv("PATH")
+			t.Setenv("PATH", programs+string(os.PathListSeparator)+path)
+			dir := n.path("c")
+			config := n.path("etc/containerd/config.toml")
+			if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			before := pluggedConfig(dir, series)
+			n.write("etc/containerd/config.toml", before)
+			socket := n.path("s.sock")
+			installArgs := []string{"--root", "/r", "install", "containerd", "--destdir", n.base, "--socket", socket}
+			endArgs := []string{"--root", "/r", "uninstall", "containerd", "--destdir", n.base}
+			read := func() string {
+				b, err := os.ReadFile(config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return string(b)
+			}
+
+			if out := n.thaw(append(installArgs, "--dry-run")...); !strings.Contains(out, "+[proxy_plugins.thaw]") || read() != before {
+				t.Errorf("--dry-run: %s", out)
+			}
+			var report installReport
+			if err := json.Unmarshal([]byte(n.thaw(append(installArgs, "--json")...)), &report); err != nil || !report.Changed || report.Backup == "" || len(report.Files) != 4 {
+				t.Errorf("%v; --json: %+v", err, report)
+			}
+			changed := read()
+			if out := n.thaw(installArgs...); !strings.Contains(out, "nothing to change") || read() != changed {
+				t.Errorf("installing again: %s", out)
+			}
+
+			n.start("daemon", "--idle-exit=0s", "--containerd-listen", socket)
+			n.eventually("the daemon listens for containerd", func() bool { _, err := os.Stat(socket); return err == nil })
+			stop := n.plugged(filepath.Join(programs, "containerd"), config)
+			ctr := n.ctr(filepath.Join(programs, "ctr"), filepath.Join(dir, "containerd.sock"))
+			n.eventually("containerd has the snapshotter", func() bool {
+				out, err := ctr("plugins", "ls")
+				return err == nil && pluginOK(out, "thaw") && pluginOK(out, "cri")
+			})
+			if out, err := ctr("snapshots", "--snapshotter", "thaw", "prepare", "mine"); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			n.refuses(1, "containers e2e/mine", endArgs...)
+			if out, err := ctr("snapshots", "--snapshotter", "thaw", "rm", "mine"); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			// containerd's garbage collection takes it from the snapshotter.
+			n.eventually("the snapshot is gone", func() bool { return n.try(endArgs...).code == 0 })
+			stop()
+			if after := read(); after != before {
+				t.Errorf("configuration after the end (want %d bytes):\n%s", len(before), after)
+			}
+			filepath.WalkDir(n.path("etc"), func(path string, e os.DirEntry, err error) error {
+				if err != nil || !e.IsDir() && path != config {
+					t.Errorf("left behind: %s, %v", path, err)
+				}
+				return nil
+			})
+			if b, err := os.ReadFile(n.path("usr/local/bin/thaw")); err == nil {
+				t.Errorf("left behind: the program, %d bytes", len(b))
+			}
+		})
+	}
+}
+
+// pluginOK reports whether a line of ctr plugins ls has the plugin's id, and is fine.
+func pluginOK(list, id string) bool {
+	for l := range strings.Lines(list) {
+		if f := strings.Fields(l); len(f) >= 4 && f[1] == id {
+			return f[len(f)-1] == "ok"
+		}
+	}
+	return false
+}
+
+// plugged runs a containerd until stop is called, or the end of the test.
+func (n *node) plugged(program, config string) (stop func()) {
+	n.Helper()
+	cmd := exec.Command(program, "--config", config, "--log-level", "info")
+	out := newOutput()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		n.Fatal(err)
+	}
+	ended := false
+	stop = func() {
+		if ended {
+			return
+		}
+		ended = true
+		cmd.Process.Signal(unix.SIGTERM)
+		cmd.Wait()
+		if n.Failed() {
+			n.Logf("containerd: %s", out)
+		}
+	}
+	n.Cleanup(stop)
+	return stop
+}
+
+// ctr is containerd's client in a namespace of its own.
+func (n *node) ctr(program, socket string) func(args ...string) (string, error) {
+	return func(args ...string) (string, error) {
+		cmd := exec.Command(program, append([]string{"--address", socket, "--namespace", "e2e"}, args...)...)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		err := cmd.Run()
+		return out.String(), err
+	}
+}

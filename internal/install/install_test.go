@@ -1,0 +1,305 @@
+package install
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/thaw-project/thaw/internal/tomledit"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// host is a directory that stands for a host, without a containerd to ask.
+func host(t *testing.T, config string) Options {
+	t.Helper()
+	t.Setenv("PATH", t.TempDir())
+	dir := t.TempDir()
+	o := Options{Destdir: dir, Root: "/var/lib/thaw", Program: []byte("program")}
+	if config != "" {
+		b, err := os.ReadFile(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, DefaultConfig), string(b))
+	}
+	return o
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o640); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tree is all files below a directory.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		rel, _ := filepath.Rel(dir, path)
+		files["/"+rel] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func install(t *testing.T, o Options) *Plan {
+	t.Helper()
+	p, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func uninstall(t *testing.T, o Options) *Plan {
+	t.Helper()
+	p, err := NewEnd(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Apply(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// TestConfigs: each real configuration is changed as in its golden file; once
+// more changes nothing; the end gives all files back, to the byte.
+func TestConfigs(t *testing.T) {
+	for _, c := range []struct {
+		name, config string
+		whole        bool
+	}{
+		{"default-1.7", "testdata/default-1.7.toml", false},
+		{"default-2.2", "testdata/default-2.2.toml", false}, // imports conf.d
+		{"docker", "testdata/docker.toml", false},
+		{"eks", "testdata/eks.toml", false},
+		{"eks-whole", "testdata/eks.toml", true},
+		{"k3s", "testdata/k3s.toml", false},
+		{"edited", "testdata/edited.toml", false},
+		{"edited-whole", "testdata/edited.toml", true},
+		{"none", "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := host(t, c.config)
+			o.Default = c.whole
+			before := tree(t, o.Destdir)
+			p := install(t, o)
+			golden := filepath.Join("testdata", c.name+".diff")
+			got := configDiff(p)
+			if *update {
+				write(t, golden, got)
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("changes differ (-want +got):\n%s", diff)
+			}
+			after := tree(t, o.Destdir)
+			if p := install(t, o); p.Changed() {
+				t.Errorf("installing again changes:\n%s", p.Diff())
+			}
+			if diff := cmp.Diff(after, tree(t, o.Destdir)); diff != "" {
+				t.Errorf("installing again changes files (-want +got):\n%s", diff)
+			}
+			uninstall(t, o)
+			if diff := cmp.Diff(before, tree(t, o.Destdir)); diff != "" {
+				t.Errorf("after the end (-before +after):\n%s", diff)
+			}
+			if p := uninstall(t, o); p.Changed() {
+				t.Errorf("ending again changes:\n%s", p.Diff())
+			}
+		})
+	}
+}
+
+// configDiff is the part of a plan's diff that containerd reads.
+func configDiff(p *Plan) string {
+	q := *p
+	q.Files = slices.DeleteFunc(slices.Clone(p.Files), func(f File) bool { return !f.config })
+	return strings.ReplaceAll(q.Diff(), "linux/"+runtime.GOARCH, "linux/ARCH")
+}
+
+func TestUserEditsSurvive(t *testing.T) {
+	o := host(t, "testdata/edited.toml")
+	install(t, o)
+	path := filepath.Join(o.Destdir, DefaultConfig)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, "# mine\n"+string(b)+"[metrics]\n  address = \":1\"\n")
+	p := uninstall(t, o)
+	old, err := os.ReadFile("testdata/edited.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "# mine\n" + string(old) + "[metrics]\n  address = \":1\"\n"
+	if got := tree(t, o.Destdir)[DefaultConfig]; got != want {
+		t.Errorf("configuration after the end (-want +got):\n%s", cmp.Diff(want, got))
+	}
+	if _, err := os.Stat(path + backupSuffix); err != nil || len(p.Notes) == 0 {
+		t.Errorf("the backup of a file that others changed is gone, or was not mentioned: %v %q", err, p.Notes)
+	}
+}
+
+func TestSwitchDefault(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	before := tree(t, o.Destdir)
+	install(t, o)
+	o.Default = true
+	if p := install(t, o); !strings.Contains(p.Diff(), "+snapshotter = 'thaw'") {
+		t.Errorf("--default afterwards changes:\n%s", p.Diff())
+	}
+	o.Default = false
+	install(t, o)
+	uninstall(t, o)
+	if diff := cmp.Diff(before, tree(t, o.Destdir)); diff != "" {
+		t.Errorf("after the end (-before +after):\n%s", diff)
+	}
+}
+
+func TestKeepsWhatWasThere(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	write(t, filepath.Join(o.Destdir, programPath), "older program")
+	write(t, filepath.Join(o.Destdir, unitPath), "somebody's unit")
+	p := install(t, o)
+	files := tree(t, o.Destdir)
+	if files[programPath] != "program" || files[unitPath] != "somebody's unit" || len(p.Notes) == 0 {
+		t.Errorf("program %q, unit %q, notes %q", files[programPath], files[unitPath], p.Notes)
+	}
+	if st, err := os.Stat(filepath.Join(o.Destdir, programPath)); err != nil || st.Mode().Perm() != 0o755 {
+		t.Errorf("program: %v, %v", st.Mode(), err)
+	}
+	if st, err := os.Stat(filepath.Join(o.Destdir, DefaultConfig)); err != nil || st.Mode().Perm() != 0o640 {
+		t.Errorf("configuration: %v, %v", st.Mode(), err)
+	}
+	uninstall(t, o)
+	files = tree(t, o.Destdir)
+	if files[programPath] == "" || files[unitPath] != "somebody's unit" || files[unitDropIn] != "" {
+		t.Errorf("what was there before is gone: %v", files)
+	}
+}
+
+func TestSymlink(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	path := filepath.Join(o.Destdir, DefaultConfig)
+	if err := os.Rename(path, path+".real"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("config.toml.real", path); err != nil {
+		t.Fatal(err)
+	}
+	install(t, o)
+	if b, err := os.ReadFile(path + ".real"); err != nil || !tomledit.Edited(b) {
+		t.Errorf("the file that is linked to was not changed: %v", err)
+	}
+	if _, err := os.Readlink(path); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	for _, c := range []struct{ name, config, err string }{
+		{"no TOML", "version = 3\n[plugins\nx = 1\n", "config.toml: line 2"},
+		{"table within braces", "version = 3\nproxy_plugins = { x = { type = 'snapshot', address = '/x' } }\n", "cannot be changed line by line"},
+		{"version 1 for Kubernetes", "[plugins.cri]\n", "version 1"},
+		{"generated, imports nothing", "# File generated by k3s. DO NOT EDIT.\nversion = 3\n", "imports no directory"},
+		{"generated, containerd 1.7", "# File generated by k3s. DO NOT EDIT.\nversion = 2\nimports = ['/x/*.toml']\n", "imports no directory"},
+		{"damaged marks", "version = 3\n# >>> thaw: x\n", "line 2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := host(t, "")
+			write(t, filepath.Join(o.Destdir, DefaultConfig), c.config)
+			before := tree(t, o.Destdir)
+			_, err := New(t.Context(), o)
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("got %v, want an error with %q", err, c.err)
+			}
+			if diff := cmp.Diff(before, tree(t, o.Destdir)); diff != "" {
+				t.Errorf("files changed:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestContainerdRefuses: what containerd cannot read, or reads otherwise, is
+// taken back.
+func TestContainerdRefuses(t *testing.T) {
+	for _, c := range []struct{ name, script, err string }{
+		{"cannot read what is there", "echo bad key >&2; exit 1", "bad key"},
+		{"cannot read what is changed", `grep -q thaw "$2" && { echo bad key >&2; exit 1; }; :`, "bad key"},
+		{"reads otherwise", "echo '[proxy_plugins.thaw]'; echo 'address = \"/other\"'", "/other"},
+		{"loses a handler", `if grep -q thaw "$2"; then cat "$2"; else echo '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata]'; echo 'x = 1'; fi`, "runtimes.kata.x otherwise"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := host(t, "testdata/eks.toml")
+			before := tree(t, o.Destdir)[DefaultConfig]
+			if err := os.WriteFile(filepath.Join(os.Getenv("PATH"), "containerd"), []byte("#!/bin/sh\nPATH=/usr/bin:/bin\n"+c.script+"\n"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			p, err := New(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("got %v, want an error with %q", err, c.err)
+			}
+			if after := tree(t, o.Destdir)[DefaultConfig]; after != before {
+				t.Errorf("the configuration stays changed:\n%s", after)
+			}
+		})
+	}
+}
+
+func TestOtherConfig(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	install(t, o)
+	o.Config = "/etc/other.toml"
+	if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), DefaultConfig) {
+		t.Errorf("a second installation: %v", err)
+	}
+}
+
+func TestUnit(t *testing.T) {
+	got := unitExtra(Options{Socket: "/s", Root: "/r"})
+	if !bytes.Contains(got, []byte("\nExecStart=/usr/local/bin/thaw daemon --idle-exit=0s --log-level info --containerd-listen /s --root /r\n")) {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestSyntaxErrorHasPlace(t *testing.T) {
+	o := host(t, "")
+	write(t, filepath.Join(o.Destdir, DefaultConfig), "version = 3\n\nx = \n")
+	_, err := New(t.Context(), o)
+	var syntax *tomledit.SyntaxError
+	if !errors.As(err, &syntax) || syntax.Line != 3 {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,126 @@
+package install
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// Unit is thaw's service.
+const Unit = "thaw.service"
+
+// Managed reports whether services of this host are systemd's, and the host
+// itself is what was planned for.
+func (p *Plan) Managed() bool {
+	if p.opts.Destdir != "" {
+		return false
+	}
+	_, err := os.Stat("/run/systemd/system")
+	return err == nil
+}
+
+// ContainerdUnit is the service that runs containerd.
+func (p *Plan) ContainerdUnit(ctx context.Context) string {
+	units := []string{"containerd.service"}
+	switch {
+	case strings.HasPrefix(p.Config, "/var/lib/rancher/k3s/"):
+		units = []string{"k3s.service", "k3s-agent.service"}
+	case strings.HasPrefix(p.Config, "/var/lib/rancher/rke2/"):
+		units = []string{"rke2-server.service", "rke2-agent.service"}
+	}
+	for _, u := range units {
+		if systemctl(ctx, "is-active", "--quiet", u) == nil {
+			return u
+		}
+	}
+	return units[0]
+}
+
+// ours reports whether the service is there because of us.
+func (p *Plan) ours() bool { return slices.Contains(p.left.Created, unitPath) }
+
+// Next are the commands that have what Apply wrote take effect, in order.
+func (p *Plan) Next(ctx context.Context) [][]string {
+	unit := p.ContainerdUnit(ctx)
+	switch {
+	case !p.remove:
+		return [][]string{{"systemctl", "daemon-reload"}, {"systemctl", "enable", Unit}, {"systemctl", "restart", Unit}, {"systemctl", "restart", unit}}
+	case p.ours():
+		return [][]string{{"systemctl", "restart", unit}, {"systemctl", "stop", Unit}}
+	}
+	return [][]string{{"systemctl", "restart", unit}, {"systemctl", "restart", Unit}}
+}
+
+// Run applies the plan and, with restart, has it take effect. Should containerd
+// not start with its new configuration, it is started with the one before.
+func (p *Plan) Run(ctx context.Context, restart bool) error {
+	if p.remove {
+		return p.end(ctx, restart)
+	}
+	if err := p.Apply(ctx); err != nil || !restart {
+		return err
+	}
+	commands := p.Next(ctx)
+	for i, c := range commands {
+		err := systemctl(ctx, c[1:]...)
+		if err == nil {
+			continue
+		}
+		if i < len(commands)-1 {
+			return err
+		}
+		if rerr := p.Revert(); rerr != nil {
+			return fmt.Errorf("%w; put its configuration back: %w", err, rerr)
+		}
+		if rerr := systemctl(ctx, c[1:]...); rerr != nil {
+			return fmt.Errorf("%w; with the configuration from before: %w", err, rerr)
+		}
+		return fmt.Errorf("%w; it runs with its configuration from before again", err)
+	}
+	return nil
+}
+
+// end lets containerd forget the snapshotter before that goes.
+func (p *Plan) end(ctx context.Context, restart bool) error {
+	commands := p.Next(ctx)
+	if err := p.writeAll(func(f File) bool { return f.config }); err != nil {
+		return err
+	}
+	if restart {
+		if err := systemctl(ctx, commands[0][1:]...); err != nil {
+			return err
+		}
+	}
+	if p.Managed() && p.ours() {
+		args := []string{"disable", Unit}
+		if restart {
+			args = []string{"disable", "--now", Unit}
+		}
+		if err := systemctl(ctx, args...); err != nil {
+			p.Notes = append(p.Notes, err.Error()) // it is not there any more
+		}
+	}
+	if err := p.Apply(ctx); err != nil {
+		return err
+	}
+	if !p.Managed() {
+		return nil
+	}
+	err := systemctl(ctx, "daemon-reload")
+	if err == nil && restart && !p.ours() {
+		err = systemctl(ctx, commands[1][1:]...)
+	}
+	return err
+}
+
+func systemctl(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "systemctl", args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("systemctl %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(out))
+	}
+	return nil
+}
