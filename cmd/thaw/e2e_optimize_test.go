@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,18 +35,34 @@ func TestOptimize(t *testing.T) {
 	if err := json.Unmarshal([]byte(n.thaw("index", "inspect", "--json", ref)), &in); err != nil || in.Bundle == nil || in.Bundle.Pieces == 0 || in.Bundle.ReadyMs == 0 {
 		t.Errorf("inspect says %+v, %v", in, err)
 	}
-	s.ResetStats()
-	line := n.timelineOf(ref, "--index=require", "--background=off", "-e", env, "--ready", ready, "--exit-when-ready")
-	c := line.AtReady
-	if c == nil || c.Bundle != api.BundleApplied || c.BundleBytes == 0 || c.BundleBytes > c.ImageBytes/4 {
-		t.Fatalf("at ready %+v", c)
+	for try := 1; ; try++ {
+		s.ResetStats()
+		watch := testenv.Start()
+		line := n.timelineOf(ref, "--index=require", "--background=off", "-e", env, "--ready", ready, "--exit-when-ready")
+		err := fromBundle(line.AtReady, s.Stats().Requests)
+		if err == nil {
+			break
+		}
+		// On a busy machine some of it may be late.
+		if _, starved := watch.Over(0); try == 5 || starved < watch.Took()/4 {
+			t.Fatalf("try %d, the machine was busy for %v of %v: %v", try, starved, watch.Took(), err)
+		}
+		t.Logf("try %d: %v", try, err)
+		n.forget("")
 	}
-	if c.Waits > 10 || c.LayerBytes > c.ImageBytes/4 { // a machine that is busy may be late with everything
-		t.Errorf("%d reads waited, %d bytes of layers", c.Waits, c.LayerBytes)
+}
+
+// fromBundle says what is wrong with a start that had all that it needs from a bundle.
+func fromBundle(c *timelineCost, requests int64) error {
+	switch {
+	case c == nil || c.Bundle != api.BundleApplied || c.BundleBytes == 0 || c.BundleBytes > c.ImageBytes/4:
+		return fmt.Errorf("at ready %+v", c)
+	case c.Waits > 10 || c.LayerBytes > c.ImageBytes/4:
+		return fmt.Errorf("%d reads waited, %d bytes of layers", c.Waits, c.LayerBytes)
+	case requests > 40:
+		return fmt.Errorf("%d requests", requests)
 	}
-	if got := s.Stats().Requests; got > 40 {
-		t.Errorf("%d requests", got)
-	}
+	return nil
 }
 
 // TestTraceAuto: what a node recorded becomes a bundle; of another image of the

@@ -139,6 +139,7 @@ func (n *node) document(name string, edits ...string) string {
 // TestIndexWatch: a real image is pushed to a registry that sends notifications;
 // its index is there soon, and a lazy start on another node uses it.
 func TestIndexWatch(t *testing.T) {
+	t.Parallel()
 	testenv.NeedRuntime(t)
 	dir, _ := corpus(t, "nginx")
 	n := newNode(t)
@@ -237,6 +238,7 @@ func (n *smallImage) imageFor(arch string) v1.Manifest {
 // indexed, once; what lies beside and among images is not, and nothing that this
 // pushes makes it push again.
 func TestIndexWatchPlatforms(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	w := n.watch("--min-size", "1MB", "--platform", "linux/amd64", "--platform", "arm64", "--workers", "2")
 	s, err := lab.New(lab.Options{Dir: n.layout, Notify: []lab.Endpoint{{URL: w.url + "/notify", Authorization: "Bearer " + watchSecret}}})
@@ -305,6 +307,7 @@ func TestIndexWatchPlatforms(t *testing.T) {
 // TestIndexWatchDocuments: ECR's and Harbor's notifications, as documented; an
 // image most of which is read at its start is not indexed.
 func TestIndexWatchDocuments(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	image := n.lab.Images()[0].Digest.String()
 	ecr := n.document("ecr-push", "my-repository-name", "small", "sha256:7f5b2640fe6fb4f46592dfd3410c4a79dac4f89e4782432e0378abcd12345678", image)
@@ -352,6 +355,7 @@ func TestIndexWatchDocuments(t *testing.T) {
 
 // TestIndexWatchKilled: what was taken is done by the next process.
 func TestIndexWatchKilled(t *testing.T) {
+	t.Parallel()
 	n := newSmallImage(t)
 	w := n.watch("--min-size", "1")
 	doc := n.document("ecr-push", "my-repository-name", "small", "sha256:7f5b2640fe6fb4f46592dfd3410c4a79dac4f89e4782432e0378abcd12345678", n.lab.Images()[0].Digest.String(),
