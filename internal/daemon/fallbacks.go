@@ -11,6 +11,7 @@ import (
 	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/layerstore"
+	"github.com/thaw-project/thaw/internal/layertar"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/oci"
 	"github.com/thaw-project/thaw/internal/registry"
@@ -49,10 +50,11 @@ func reasonOf(err error) fallback.Reason {
 	var e *api.Error
 	var unsupported *oci.UnsupportedError
 	var merge *index.MergeError
+	var entry *layertar.EntryError
 	switch {
 	case errors.Is(err, registry.ErrUnauthorized):
 		return fallback.NoLogin
-	case errors.As(err, &unsupported), errors.As(err, &merge):
+	case errors.As(err, &unsupported), errors.As(err, &merge), errors.As(err, &entry):
 		return fallback.Unsupported
 	case errors.Is(err, unix.ENOSPC):
 		return fallback.NoSpace
