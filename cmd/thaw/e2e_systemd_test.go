@@ -193,6 +193,7 @@ func TestServiceManagerHoldsDescriptors(t *testing.T) {
 			}
 			// The keeper does not start daemons here: that is the manager's.
 			n.kill(m.pid)
+			n.eventually("it is gone", func() bool { return !alive(m.pid) }) // as a service manager waits
 			m.start()
 			// The program changes, the pid does not.
 			program := n.program("2")
