@@ -32,6 +32,7 @@ import (
 	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/indexstore"
+	"github.com/thaw-project/thaw/internal/journal"
 	"github.com/thaw-project/thaw/internal/layerstore"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
@@ -98,6 +99,7 @@ type Daemon struct {
 	counts    *counts
 	recorder  recorder
 	fallbacks *fallback.Log
+	ended     *journal.Journal[api.Mount] // mounts that were taken away
 	traces    *tracestore.Store
 
 	checking   sync.Mutex // held while an index is compared with its layers
@@ -170,6 +172,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.fallbacks = fallback.Open(filepath.Join(cfg.Root, "fallbacks.json"), d.log)
+	d.ended = journal.Open[api.Mount](filepath.Join(cfg.Root, "ended.jsonl"), endedKept, d.log)
+	defer d.ended.Close()
 	if err := d.openCredentials(); err != nil {
 		return err
 	}
@@ -197,6 +201,7 @@ func Run(ctx context.Context, cfg Config) error {
 func newDaemon(cfg Config) *Daemon {
 	d := &Daemon{cfg: cfg, log: cfg.Log, started: time.Now(), counts: newCounts(), mounts: map[string]*mounted{}, reserved: map[string]bool{},
 		making: map[*image]bool{}, removed: map[digest.Digest]bool{}, lastBusy: time.Now()}
+	d.fallbacks, d.ended = fallback.Open("", d.log), journal.Open[api.Mount]("", endedKept, d.log) // until Run knows better
 	unlimited := func(int64) int64 { return 0 }
 	if cfg.MaxSize == nil {
 		d.cfg.MaxSize = unlimited

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,22 +28,45 @@ type declined struct {
 func (e *declined) Error() string { return e.err.Error() }
 func (e *declined) Unwrap() error { return e.err }
 
-// tell notes that an image was brought whole.
-func (s *imageSnapshots) tell(image snapshotter.Image, img *image, mode string, said []string) {
-	e := fallback.Event{Image: image.Ref, Manifest: image.Manifest, Action: fallback.Eager, Detail: strings.Join(said, "; ")}
-	switch {
-	case s.d.mode == api.ModeEager:
-		e.Reason, e.Detail = fallback.Kernel, s.d.modeReason
-	case mode == SnapshotEager:
-		e.Reason = fallback.Configured
-	case img.origin == originBuilt && len(said) > 0:
-		e.Reason = fallback.BadIndex
-	case img.origin == originBuilt:
-		e.Reason = fallback.NoIndex
-	default:
-		return
+// explain says why a mount is not what it could be: the image was brought whole, or
+// the mount path is not the best.
+func (d *Daemon) explain(t *task, m *mounted) []fallback.Event {
+	var all []fallback.Event
+	add := func(action fallback.Action, reason fallback.Reason, details ...string) {
+		now := time.Now().UTC().Truncate(time.Millisecond)
+		all = append(all, fallback.Event{Time: now, Last: now, Count: 1, Image: m.Request.Image, Manifest: m.Manifest, Action: action, Reason: reason,
+			Detail: strings.Join(details, "; ")})
 	}
-	s.d.fallbacks.Add(e)
+	switch {
+	case m.Mode == api.ModeEager && d.mode != api.ModeEager:
+		add(fallback.Eager, fallback.Configured, "it was asked for")
+	case m.Mode == api.ModeEager && d.cfg.Mode == api.ModeEager:
+		add(fallback.Eager, fallback.Configured, d.modeReason)
+	case m.Mode == api.ModeEager:
+		add(fallback.Eager, fallback.Kernel, d.modeReason)
+	case m.Mode == api.ModeFUSE && d.modeReason != "" && d.cfg.Mode != api.ModeFUSE:
+		add(fallback.FUSE, fallback.Kernel, d.modeReason)
+	}
+	if m.Origin != originBuilt || m.Mode == api.ModeEager {
+		return all
+	}
+	reason, details := fallback.NoIndex, []string{}
+	for i, l := range t.lacks {
+		if i == 0 {
+			reason = l.reason
+		}
+		details = append(details, l.detail)
+	}
+	add(fallback.Eager, reason, details...)
+	return all
+}
+
+// tell notes what is told of an image of containerd's once, not with each mount.
+func (s *imageSnapshots) tell(image snapshotter.Image, m *mounted) {
+	for _, e := range m.Fallbacks {
+		e.Image = image.Ref
+		s.d.fallbacks.Add(e)
+	}
 }
 
 // reasonOf says why an image cannot be taken.
@@ -86,10 +110,14 @@ func (d *Daemon) declinedSnapshot(image snapshotter.Image, err error) {
 }
 
 func (d *Daemon) serveFallbacks(w http.ResponseWriter, _ *http.Request) {
+	answer(w, describeFallbacks(d.fallbacks.List()), nil)
+}
+
+func describeFallbacks(events []fallback.Event) []api.Fallback {
 	all := []api.Fallback{}
-	for _, e := range d.fallbacks.List() {
+	for _, e := range events {
 		all = append(all, api.Fallback{First: e.Time, Last: e.Last, Count: e.Count, Image: e.Image, Manifest: e.Manifest, ChainID: e.ChainID,
 			Action: string(e.Action), Reason: string(e.Reason), Detail: e.Detail, Hint: e.Reason.Hint()})
 	}
-	answer(w, all, nil)
+	return all
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/indexstore"
 	"github.com/thaw-project/thaw/internal/layerstore"
@@ -103,6 +104,8 @@ type task struct {
 	pulledBytes int64  // compressed layer bytes that passed to make the index
 	bundle      bool   // the start-up bundle is of use
 
+	lacks []lack // why the image's index is not used, or not there
+
 	mu   sync.Mutex // guards held and over
 	held []*layerstore.Layer
 	over bool
@@ -142,8 +145,17 @@ func (t *task) phase(name string, f func() (detail string, err error)) error {
 	return err
 }
 
-func (t *task) warn(format string, args ...any) {
-	t.event(api.Event{Warning: fmt.Sprintf(format, args...)})
+// lack is why there is no index.
+type lack struct {
+	reason fallback.Reason
+	detail string
+}
+
+// lack notes why an index is not used, and warns of it.
+func (t *task) lack(reason fallback.Reason, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	t.lacks = append(t.lacks, lack{reason, text})
+	t.event(api.Event{Warning: text})
 }
 
 // resolve finds out which image a reference names.
@@ -208,6 +220,17 @@ func (d *Daemon) repository(ref oci.Reference, req api.ImageRequest) (registry.R
 	return c.Repository(ref)
 }
 
+// sums are the requests to all registries, and the bytes that came from them.
+func (c *clients) sums() (requests, bytes int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, client := range c.all {
+		requests += client.Stats().Requests.Load()
+		bytes += client.Stats().BytesRead.Load()
+	}
+	return requests, bytes
+}
+
 func (c *clients) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -220,6 +243,7 @@ func (c *clients) close() {
 // The error is indexstore.ErrNotFound where there is none that can be used.
 func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 	if t.req.Index == api.IndexIgnore {
+		t.lacks = append(t.lacks, lack{fallback.Configured, "the index was to be ignored"})
 		return indexstore.ErrNotFound
 	}
 	if local, err := d.indexes.Get(img.digest); err == nil {
@@ -240,6 +264,7 @@ func (d *Daemon) findIndex(ctx context.Context, t *task, img *image) error {
 			}
 			return indexstore.ErrNotFound
 		}
+		t.lacks = append(t.lacks, lack{fallback.BadIndex, "the one in the local store: " + err.Error()})
 		d.log.Warn("index in the local store cannot be used", "image", img.ref, "err", err)
 	}
 	if t.req.Pull == api.PullNever {
@@ -267,7 +292,7 @@ const maxReferrers = 8
 
 func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 	if d.cfg.Trust == trust.Local {
-		t.warn("%s is brought whole: only indexes that this node built are trusted here (trust = %q)", img.ref, d.cfg.Trust)
+		t.lack(fallback.Configured, "%s is brought whole: only indexes that this node built are trusted here (trust = %q)", img.ref, d.cfg.Trust)
 		return indexstore.ErrNotFound
 	}
 	found, err := img.repo.Referrers(ctx, img.digest, index.ArtifactType)
@@ -275,14 +300,14 @@ func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 		return fmt.Errorf("look for the index of %s: %w", img.ref, err)
 	}
 	if err != nil {
-		t.warn("the index of %s cannot be looked for, the image is brought whole: %v", img.ref, err)
+		t.lack(reasonOf(err), "the index of %s cannot be looked for, the image is brought whole: %v", img.ref, err)
 		return indexstore.ErrNotFound
 	}
 	found = found[:min(len(found), maxReferrers)]
 	slices.SortStableFunc(found, func(a, b v1.Descriptor) int { return cmp.Compare(bundleAge(b), bundleAge(a)) })
 	for _, desc := range found {
 		if d.indexes.Quarantined(desc.Digest) {
-			t.warn("index %s of %s was found to lie before and is not used", desc.Digest, img.ref)
+			t.lack(fallback.BadIndex, "index %s of %s was found to lie before and is not used", desc.Digest, img.ref)
 			continue
 		}
 		if hint := index.BundleHint(desc); hint != nil && t.bundle && d.maybeNeeded(img) {
@@ -291,7 +316,7 @@ func (d *Daemon) fetchIndex(ctx context.Context, t *task, img *image) error {
 		if err := d.fetchOne(ctx, img, desc); err != nil {
 			d.leaveBundle(img.run)
 			img.run = nil
-			t.warn("index %s of %s cannot be used: %v", desc.Digest, img.ref, err)
+			t.lack(fallback.BadIndex, "index %s of %s cannot be used: %v", desc.Digest, img.ref, err)
 			d.log.Warn("index cannot be used", "image", img.ref, "index", desc.Digest, "err", err)
 			continue
 		}

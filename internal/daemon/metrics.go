@@ -230,11 +230,10 @@ func (d *Daemon) gatherReads(s *metrics.Set) {
 }
 
 func (d *Daemon) gatherRegistry(s *metrics.Set) {
-	var bytes int64
+	_, bytes := d.clients.sums()
 	var answers [len(registry.AnswerNames)]int64
 	d.clients.mu.Lock()
 	for _, c := range d.clients.all {
-		bytes += c.Stats().BytesRead.Load()
 		for i := range answers {
 			answers[i] += c.Stats().Answers[i].Load()
 		}

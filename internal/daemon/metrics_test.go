@@ -21,7 +21,6 @@ import (
 	"github.com/prometheus/prometheus/model/rulefmt"
 	"github.com/prometheus/prometheus/promql/parser"
 
-	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/metrics"
 )
@@ -32,7 +31,6 @@ func metricsDaemon(t *testing.T) *Daemon {
 	d := openDaemon(t, t.TempDir())
 	d.sched = hydrate.New(hydrate.Options{})
 	t.Cleanup(d.sched.Close)
-	d.fallbacks = fallback.Open("", d.log)
 	return d
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/fallback"
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/registry"
@@ -43,6 +44,7 @@ type record struct {
 	Metadata  string           `json:"metadata,omitempty"` // of those: its name in the directory of metadata
 	Finished  bool             `json:"finished"`           // mounting is done
 	Committed []api.Phase      `json:"phases,omitempty"`
+	Fallbacks []fallback.Event `json:"fallbacks,omitempty"` // why it is not better
 }
 
 // mounted is a mount that this daemon serves.
@@ -154,13 +156,17 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 	}
 	m.Committed = t.phases
 	m.Finished = true
+	m.Fallbacks = d.explain(t, m)
 	if err := errors.Join(img.waitKept(), d.keepIndex(m), m.save()); err != nil {
 		return errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
 	d.counts.mounted(m)
 	d.adopt(m)
 	if m.Snapshot {
-		return nil // the image is remembered already
+		return nil // the image is remembered already, and its fallbacks are told once
+	}
+	for _, e := range m.Fallbacks {
+		d.fallbacks.Add(e)
 	}
 	d.wg.Go(func() {
 		if err := d.rememberImage(img, false); err != nil {
@@ -479,7 +485,10 @@ func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
 	m.unmounting = true
 	m.mu.Unlock()
 	m.cancel()
+	ended := d.describe(m, false)
+	ended.Ended = time.Now()
 	err := d.takeDown(ctx, m)
+	d.ended.Add(*ended)
 	d.mu.Lock()
 	delete(d.mounts, m.ID)
 	d.lastBusy = time.Now()

@@ -55,6 +55,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
 	mux.HandleFunc("POST /v1/pull", d.servePull)
 	mux.HandleFunc("GET /v1/fallbacks", d.serveFallbacks)
+	mux.HandleFunc("GET /v1/why", d.serveWhy)
 	mux.HandleFunc("GET /v1/layers", d.serveLayers)
 	mux.HandleFunc("DELETE /v1/layers", d.serveRemove)
 	mux.HandleFunc("POST /v1/gc", d.serveGC)
@@ -314,6 +315,8 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 	for _, m := range d.allMounts() {
 		s.Mounts = append(s.Mounts, *d.describe(m, false))
 	}
+	s.Waiting = d.sched.Stats().Waiting
+	s.Requests, s.NetworkBytes = d.clients.sums()
 	s.Layers, s.Goroutines = len(d.layers.list()), runtime.NumGoroutine()
 	var err error
 	s.Cache, err = d.describeCache()
@@ -323,7 +326,10 @@ func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 // describe says how a mount is now.
 func (d *Daemon) describe(m *mounted, config bool) *api.Mount {
 	out := &api.Mount{ID: m.ID, Image: m.img.ref.String(), Manifest: m.Manifest, Dir: m.ImageDir, Mode: m.Mode, Index: m.Origin,
-		Pid: m.Pid, Created: m.Created, Phases: m.Committed, Recording: m.recorded(), Stats: m.stats()}
+		Pid: m.Pid, Created: m.Created, Recording: m.recorded(), Fallbacks: describeFallbacks(m.Fallbacks), Stats: m.stats()}
+	m.mu.Lock()
+	out.Phases = m.phases()
+	m.mu.Unlock()
 	if m.Mode == d.mode {
 		out.ModeReason = d.modeReason
 	}

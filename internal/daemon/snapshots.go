@@ -146,13 +146,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	}
 	d := s.d
 	defer d.start()()
-	var said []string // why there is no index
-	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager && mode != SnapshotEager,
-		event: func(e api.Event) {
-			if e.Warning != "" {
-				said = append(said, e.Warning)
-			}
-		}}
+	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager && mode != SnapshotEager, event: func(api.Event) {}}
 	defer d.end(t)
 	img, err := d.prepare(ctx, t)
 	if err != nil {
@@ -179,10 +173,11 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	if mode == SnapshotEager {
 		req.Mode = api.ModeEager
 	}
-	if _, err := s.mount(ctx, t, img, req, snapshotter.Key{Ref: image.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)}); err != nil {
+	m, err := s.mount(ctx, t, img, req, snapshotter.Key{Ref: image.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)})
+	if err != nil {
 		return nil, &declined{reasonOf(err), err}
 	}
-	s.tell(image, img, mode, said)
+	s.tell(image, m)
 	return taken, nil
 }
 

@@ -81,6 +81,7 @@ type Action string
 const (
 	Eager Action = "eager" // brought whole by thaw before its start
 	Plain Action = "plain" // left to containerd, which downloads and unpacks it
+	FUSE  Action = "fuse"  // lazily, but not the best way
 )
 
 // Event is a fallback.
@@ -158,11 +159,14 @@ func (l *Log) Add(e Event) {
 	err := l.save()
 	hooks := slices.Clone(l.hooks)
 	l.mu.Unlock()
-	level := slog.LevelWarn
-	if e.Reason == Configured {
+	level, text := slog.LevelWarn, "image is not mounted lazily"
+	if e.Action == FUSE {
+		text = "image is mounted through FUSE"
+	}
+	if e.Reason == Configured || e.Action == FUSE { // the daemon has warned of FUSE once
 		level = slog.LevelInfo
 	}
-	l.log.Log(context.Background(), level, "image is not mounted lazily", "image", e.Image, "action", string(e.Action), "reason", string(e.Reason),
+	l.log.Log(context.Background(), level, text, "image", e.Image, "action", string(e.Action), "reason", string(e.Reason),
 		"detail", e.Detail, "hint", e.Reason.Hint())
 	if err != nil {
 		l.log.Warn("keep fallbacks", "path", l.path, "err", err)

@@ -78,3 +78,16 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestDocumented: docs/observability.md explains every reason.
+func TestDocumented(t *testing.T) {
+	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "observability.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range Reasons {
+		if !strings.Contains(string(b), "\n| `"+string(r)+"` | ") {
+			t.Errorf("reason %s is not explained", r)
+		}
+	}
+}

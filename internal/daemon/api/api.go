@@ -112,6 +112,8 @@ type Mount struct {
 	Created    time.Time       `json:"created"`
 	Phases     []Phase         `json:"phases,omitempty"`
 	Recording  bool            `json:"recording,omitempty"` // its reads are being recorded
+	Fallbacks  []Fallback      `json:"fallbacks,omitempty"` // why it is not better
+	Ended      time.Time       `json:"ended,omitzero"`      // it is there no more
 	Stats      Stats           `json:"stats"`
 }
 
@@ -159,18 +161,21 @@ type Layer struct {
 
 // Status describes a running daemon.
 type Status struct {
-	Pid         int       `json:"pid"`
-	Version     string    `json:"version"`
-	Root        string    `json:"root"`
-	Started     time.Time `json:"started"`
-	Mode        string    `json:"mode"`
-	ModeReason  string    `json:"modeReason,omitempty"`
-	MemoryBytes int64     `json:"memoryBytes"` // resident
-	Keeper      *Keeper   `json:"keeper,omitempty"`
-	Mounts      []Mount   `json:"mounts"`
-	Cache       *Cache    `json:"cache"`
-	Layers      int       `json:"layers"` // in use
-	Goroutines  int       `json:"goroutines"`
+	Pid          int       `json:"pid"`
+	Version      string    `json:"version"`
+	Root         string    `json:"root"`
+	Started      time.Time `json:"started"`
+	Mode         string    `json:"mode"`
+	ModeReason   string    `json:"modeReason,omitempty"`
+	MemoryBytes  int64     `json:"memoryBytes"` // resident
+	Keeper       *Keeper   `json:"keeper,omitempty"`
+	Mounts       []Mount   `json:"mounts"`
+	Cache        *Cache    `json:"cache"`
+	Layers       int       `json:"layers"` // in use
+	Goroutines   int       `json:"goroutines"`
+	Waiting      int64     `json:"waiting"`      // reads that wait for bytes
+	NetworkBytes int64     `json:"networkBytes"` // from registries, since the daemon was started
+	Requests     int64     `json:"requests"`     // to them
 }
 
 // Cache says what the layers take on disk and what they may.
@@ -254,7 +259,7 @@ type TraceInfo struct {
 	Created  time.Time     `json:"created"`           // end of the newest run
 }
 
-// Fallback is an image of containerd's that was not mounted lazily.
+// Fallback is an image that was not started the best way.
 type Fallback struct {
 	First    time.Time     `json:"first"`
 	Last     time.Time     `json:"last"`
@@ -266,6 +271,13 @@ type Fallback struct {
 	Reason   string        `json:"reason"`            // a code: see package fallback
 	Detail   string        `json:"detail,omitempty"`
 	Hint     string        `json:"hint"`
+}
+
+// Why says how an image was started of late, or a container, and why so.
+type Why struct {
+	Name      string     `json:"name"`
+	Mounts    []Mount    `json:"mounts"`    // the newest first, those that are there before those that ended
+	Fallbacks []Fallback `json:"fallbacks"` // of the image, the last first
 }
 
 // Trace is that with the reads, in order.

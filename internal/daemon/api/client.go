@@ -227,7 +227,13 @@ func (c *Client) Unpin(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/pins?name="+url.QueryEscape(name), nil, nil)
 }
 
-// Fallbacks lists containerd's images that were not mounted lazily, the last first.
+// Why says how an image was started, or the container of a mount, and why so.
+func (c *Client) Why(ctx context.Context, name string) (*Why, error) {
+	var w Why
+	return &w, c.call(ctx, http.MethodGet, "/v1/why?name="+url.QueryEscape(name), nil, &w)
+}
+
+// Fallbacks lists what was not started the best way, the last first.
 func (c *Client) Fallbacks(ctx context.Context) ([]Fallback, error) {
 	var f []Fallback
 	return f, c.call(ctx, http.MethodGet, "/v1/fallbacks", nil, &f)
