@@ -221,7 +221,7 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 			err = s.frames(b.desc.HeaderBytes)
 		}
 		if err == nil {
-			err = h.Apply(ctx, s, runtime.NumCPU(), want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
+			err = h.Apply(ctx, s, runtime.NumCPU(), m.attached, want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
 		}
 	}
 	if err == nil && (m.Writable || m.Snapshot) {

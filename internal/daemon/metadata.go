@@ -27,29 +27,41 @@ func (d *Daemon) metadataPath(img *image) (string, error) {
 	if here || img.origin == originBuilt || img.origin == originLocal {
 		check = img.head.CheckDevices
 	}
-	if err := check(b); err != nil {
-		return "", d.badMetadata(img, err)
-	}
 	if here {
+		if err := check(b); err != nil {
+			return "", d.badMetadata(img, err)
+		}
 		return path, nil
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("write EROFS metadata: %w", err)
+	// A start waits for both.
+	checked := make(chan error, 1)
+	go func() { checked <- check(b) }()
+	tmp, err := writeMetadata(dir, b)
+	defer os.Remove(tmp)
+	if cerr := <-checked; cerr != nil {
+		return "", d.badMetadata(img, cerr)
 	}
-	// Not synced: it is verified before each mount, and made again when torn.
-	tmp, err := os.CreateTemp(dir, ".tmp-*")
-	if err != nil {
-		return "", fmt.Errorf("write EROFS metadata: %w", err)
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err = errors.Join(err, tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
+	if err == nil {
+		err = os.Rename(tmp, path)
 	}
 	if err != nil {
 		return "", fmt.Errorf("write EROFS metadata: %w", err)
 	}
 	return path, nil
+}
+
+// writeMetadata writes a temporary file. It is not synced: metadata is verified
+// before each mount, and made again when torn.
+func writeMetadata(dir string, b []byte) (path string, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp(dir, ".tmp-*")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(b)
+	return f.Name(), errors.Join(err, f.Close())
 }
 
 // badMetadata gives up an index whose metadata no kernel may see.

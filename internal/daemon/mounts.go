@@ -65,6 +65,7 @@ type mounted struct {
 	cgroup    string    // of its container
 	recording atomic.Pointer[recording]
 
+	attached  chan struct{} // closed when it is mounted
 	completed chan struct{} // closed when complete, or when it cannot be
 
 	mu         sync.Mutex // guards what follows
@@ -73,6 +74,10 @@ type mounted struct {
 	complete   bool
 	doneAt     time.Time
 	err        error
+}
+
+func newMounted(dir string) *mounted {
+	return &mounted{dir: dir, gone: make(chan struct{}), attached: make(chan struct{}), completed: make(chan struct{})}
 }
 
 var idRegexp = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}$`)
@@ -134,7 +139,8 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
 		img.background = d.cfg.Background
 	}
-	m := &mounted{img: img, dir: dir, asked: asked, gone: make(chan struct{}), completed: make(chan struct{})}
+	m := newMounted(dir)
+	m.img, m.asked = img, asked
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
@@ -154,6 +160,7 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 	if err := d.mountLayers(ctx, t, m); err != nil {
 		return errors.Join(err, d.takeDown(context.WithoutCancel(ctx), m))
 	}
+	close(m.attached)
 	m.Committed = t.phases
 	m.Finished = true
 	m.Fallbacks = d.explain(t, m)

@@ -142,7 +142,8 @@ func (d *Daemon) readRecords() ([]*mounted, error) {
 	}
 	var all []*mounted
 	for _, e := range entries {
-		m := &mounted{dir: filepath.Join(d.mountsDir(), e.Name()), gone: make(chan struct{}), completed: make(chan struct{})}
+		m := newMounted(filepath.Join(d.mountsDir(), e.Name()))
+		close(m.attached)
 		b, err := os.ReadFile(filepath.Join(m.dir, "mount.json"))
 		if err == nil {
 			err = json.Unmarshal(b, &m.record)

@@ -284,7 +284,8 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 	if err != nil {
 		return nil, err
 	}
-	m := &mounted{img: img, dir: dir, asked: time.Now(), gone: make(chan struct{}), completed: make(chan struct{})}
+	m := newMounted(dir)
+	m.img, m.asked = img, time.Now()
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now(),
 		ImageDir: filepath.Join(dir, "image"), Snapshot: true, Layers: layers, Metadata: metadata}
 	if err := os.Mkdir(m.ImageDir, 0o755); err != nil {

@@ -36,8 +36,9 @@ func VerifyHeader(raw []byte, d index.BundleDescriptor) (*Header, error) {
 // Apply reads the frames from r, which is behind the header, unpacks them on workers cores and calls
 // put for each, from several goroutines and nearly in order. raw is the pieces of
 // the frame one after another, and valid only during the call. A frame that want
-// does not want is read past. The first error ends it, and is returned.
-func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, want func(frame int) bool, put func(frame int, raw []byte) error) error {
+// does not want is read past. Until alone is closed, if it is not nil, one core is left to others.
+// The first error ends it, and is returned.
+func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, alone <-chan struct{}, want func(frame int) bool, put func(frame int, raw []byte) error) error {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxFrameRaw),
 		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
@@ -45,6 +46,22 @@ func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, want func(
 	}
 	defer dec.Close()
 	g, ctx := errgroup.WithContext(ctx)
+	cores := make(chan struct{}, workers)
+	for range workers {
+		cores <- struct{}{}
+	}
+	over := make(chan struct{})
+	defer close(over)
+	if workers > 1 && alone != nil {
+		<-cores
+		go func() {
+			select {
+			case <-alone:
+				cores <- struct{}{}
+			case <-over:
+			}
+		}()
+	}
 	ended := func(err error) error {
 		if werr := g.Wait(); werr != nil {
 			return werr // what ended the context, or came first
@@ -78,6 +95,8 @@ func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, want func(
 		}
 		g.Go(func() error {
 			defer func() { spare <- b }()
+			<-cores // they come back
+			defer func() { cores <- struct{}{} }()
 			raw, err := dec.DecodeAll(b.stored, b.raw[:0:f.RawBytes])
 			if err != nil || int64(len(raw)) != f.RawBytes {
 				return corrupt("frame %d unpacks to %d bytes, want %d (%v)", i, len(raw), f.RawBytes, err)
