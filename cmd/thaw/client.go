@@ -111,6 +111,9 @@ func (g *globalOptions) startDaemon(ctx context.Context, c *api.Client) error {
 
 func (g *globalOptions) daemonArgs(root string) []string {
 	args := []string{"daemon", "--root", root, "--log-level", "info"}
+	if g.format == logJSON {
+		args = append(args, "--log-format", g.format)
+	}
 	if g.config != "" {
 		args = append(args, "--config", g.config)
 	}

@@ -212,7 +212,7 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
-		Keeper: append([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--"}, restart...), Log: log}, nil
+		Keeper: slices.Concat([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--log-format", cmp.Or(g.format, logText), "--"}, restart), Log: log}, nil
 }
 
 // sizes puts the flags that are sizes over those of the file, and returns the

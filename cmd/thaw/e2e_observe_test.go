@@ -205,3 +205,28 @@ func TestDraw(t *testing.T) {
 		t.Errorf("drew %q, want %q", got, want)
 	}
 }
+
+// TestLogFormat: what a command starts logs as the command was told, every line of it.
+func TestLogFormat(t *testing.T) {
+	t.Parallel()
+	layout := t.TempDir()
+	writeImage(t, layout, "i", compressions[0], manySpans())
+	n, s := newNode(t), newLab(t, layout, "none")
+	dir := n.mkdir()
+	n.thaw("--log-format=json", "mount", "--index=ignore", s.Addr()+"/i", dir)
+	n.thaw("umount", dir)
+	n.thaw("daemon", "stop")
+	messages := map[string]string{}
+	for _, name := range []string{"daemon.log", "keeper.log"} {
+		for line := range strings.Lines(n.log(name)) {
+			var entry struct{ Time, Level, Msg, Image string }
+			if err := json.Unmarshal([]byte(line), &entry); err != nil || entry.Time == "" || entry.Level == "" || entry.Msg == "" {
+				t.Errorf("%s: %v: %s", name, err, line)
+			}
+			messages[entry.Msg] = entry.Image
+		}
+	}
+	if _, ok := messages["daemon is ready"]; !ok || messages["image is not mounted lazily"] != s.Addr()+"/i" {
+		t.Errorf("messages and their images: %v", messages)
+	}
+}

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,6 +105,7 @@ type globalOptions struct {
 	root   string
 	config string
 	level  string
+	format string // of logs
 }
 
 func newRootCommand() *cobra.Command {
@@ -123,6 +125,8 @@ on the container's exit code (see thaw run --help).`,
 	cmd.PersistentFlags().StringVar(&g.root, "root", "", "state directory (default /var/lib/thaw; env THAW_ROOT)")
 	cmd.PersistentFlags().StringVar(&g.config, "config", os.Getenv("THAW_CONFIG"), "configuration file (default /etc/thaw/config.toml; env THAW_CONFIG)")
 	cmd.PersistentFlags().StringVar(&g.level, "log-level", "warn", "what is logged to stderr: debug, info, warn, error")
+	cmd.PersistentFlags().StringVar(&g.format, "log-format", cmp.Or(os.Getenv("THAW_LOG_FORMAT"), logText), "how it is logged: text, json (env THAW_LOG_FORMAT)")
+	complete(cmd, "log-format", logText, logJSON)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	group(cmd, newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
@@ -148,7 +152,33 @@ func (g *globalOptions) logger(w io.Writer) (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(g.level)); err != nil {
 		return nil, usageError{fmt.Errorf("log level %q: use debug, info, warn or error", g.level)}
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level})), nil
+	opts := &slog.HandlerOptions{Level: level}
+	switch g.format {
+	case logText:
+		return slog.New(slog.NewTextHandler(w, opts)), nil
+	case logJSON:
+		opts.ReplaceAttr = asText
+		return slog.New(slog.NewJSONHandler(w, opts)), nil
+	}
+	return nil, usageError{fmt.Errorf("log format %q: use text or json", g.format)}
+}
+
+// Formats of logs.
+const (
+	logText = "text"
+	logJSON = "json"
+)
+
+// asText makes values in JSON what they are in a line of text: an image is its
+// reference and not a structure, a duration is not a number of nanoseconds.
+func asText(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		return slog.String(a.Key, a.Value.Duration().String())
+	}
+	if s, ok := a.Value.Any().(fmt.Stringer); ok && a.Value.Kind() == slog.KindAny {
+		return slog.String(a.Key, s.String())
+	}
+	return a
 }
 
 func buildVersion() string {

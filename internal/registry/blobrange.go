@@ -157,7 +157,7 @@ func (r *rangeReader) broken(err error) error {
 	if !r.gotAny || errors.Is(err, errStalled) {
 		r.ep.leaveOut()
 	}
-	r.repo.client.log.DebugContext(r.ctx, "blob broke off", "digest", r.desc.Digest, "at", r.off, "error", err)
+	r.repo.client.log.DebugContext(r.ctx, "blob broke off", "digest", r.desc.Digest, "at", r.off, "err", err)
 	return r.repo.pause(r.ctx, r.op, e)
 }
 

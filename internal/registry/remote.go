@@ -160,12 +160,12 @@ func (r *remote) attemptContext(ctx context.Context, op *operation, ep *endpoint
 }
 
 func (r *remote) passOver(ctx context.Context, ep *endpoint, err *Error) {
-	r.client.log.DebugContext(ctx, "mirror passed over", "mirror", ep.host, "error", err)
+	r.client.log.DebugContext(ctx, "mirror passed over", "mirror", ep.host, "err", err)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrNoRanges) {
 		return
 	}
 	if ep.fail(err) {
-		r.client.log.WarnContext(ctx, "mirror left out for a while", "mirror", ep.host, "registry", r.registry, "for", mirrorDown, "error", err)
+		r.client.log.WarnContext(ctx, "mirror left out for a while", "mirror", ep.host, "registry", r.registry, "for", mirrorDown, "err", err)
 	}
 }
 

@@ -142,7 +142,7 @@ func (t *logTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.client.log.Enabled(req.Context(), slog.LevelDebug) {
 		attrs := []any{"method", req.Method, "url", cleanURL(req.URL), "range", req.Header.Get("Range"), "took", time.Since(start)}
 		if err != nil {
-			attrs = append(attrs, "error", err)
+			attrs = append(attrs, "err", err)
 		} else {
 			attrs = append(attrs, "status", resp.StatusCode, "proto", resp.Proto)
 		}

@@ -35,11 +35,11 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	ctx = context.WithoutCancel(ctx)
 	if !wasLazy {
 		if err := os.RemoveAll(filepath.Join(s.snapshotsDir(), id)); err != nil {
-			s.log.Warn("remove directory of snapshot", "key", key, "err", err)
+			s.log.Warn("remove directory of snapshot", "snapshot", key, "err", err)
 		}
 	}
 	if err := s.keep(ctx); err != nil {
-		s.log.Warn("let go of what a snapshot stood on", "key", key, "err", err)
+		s.log.Warn("let go of what a snapshot stood on", "snapshot", key, "err", err)
 	}
 	return nil
 }

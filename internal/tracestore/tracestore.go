@@ -247,7 +247,7 @@ func (s *Store) Get(k Key) ([]*trace.Trace, error) {
 			continue
 		}
 		if err != nil {
-			s.log.Warn("trace is damaged and ignored", "file", path, "err", err)
+			s.log.Warn("trace is damaged and ignored", "path", path, "err", err)
 			continue
 		}
 		all = append(all, t)

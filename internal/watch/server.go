@@ -57,7 +57,7 @@ func (w *Watcher) Serve(ctx context.Context, l net.Listener, config *tls.Config,
 	drained := make(chan struct{})
 	go func() { working.Wait(); close(drained) }()
 	if n := w.Queued(); n > 0 {
-		w.opts.Log.Info("ending; finishing what is in the queue", "images", n, "at most", w.opts.Drain)
+		w.opts.Log.Info("ending; finishing what is in the queue", "images", n, "at_most", w.opts.Drain)
 	}
 	timer := time.NewTimer(w.opts.Drain)
 	defer timer.Stop()
