@@ -98,6 +98,7 @@ type task struct {
 	counter registry.Counter
 	phases  []api.Phase
 	event   func(api.Event) // never nil
+	known   *oci.Image      // what the reference names, if that is known
 	lazy    bool            // a mount is waiting, which needs no layer to be proven
 
 	image       *image // what Daemon.keepFiles keeps
@@ -169,7 +170,10 @@ func (d *Daemon) resolve(ctx context.Context, t *task) (*image, error) {
 		return nil, err
 	}
 	img := &image{ref: ref, repo: repo, heads: &d.heads, resolved: make(chan struct{})}
-	known := d.knownImage(ref)
+	known := t.known
+	if known == nil {
+		known = d.knownImage(ref)
+	}
 	if known != nil && !ref.IsLayout() && t.req.Pull != api.PullAlways {
 		img.set(known)
 		return img, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -86,6 +87,9 @@ func (s *imageSnapshots) Take(ctx context.Context, image snapshotter.Image, comm
 	if err != nil {
 		return &declined{fallback.Unsupported, err}
 	}
+	if ref.Tag == "" { // found by its digest, perhaps
+		ref = s.d.withPort(ref)
+	}
 	defer s.use(image.Manifest)()
 	unlock, err := s.locks.lock(ctx, image.Manifest)
 	if err != nil {
@@ -148,6 +152,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	defer d.start()()
 	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager && mode != SnapshotEager, event: func(api.Event) {}}
 	defer d.end(t)
+	t.known = fromContainerd(ctx, ref, image)
 	img, err := d.prepare(ctx, t)
 	if err != nil {
 		return nil, &declined{reasonOf(err), err}
@@ -159,6 +164,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 		mode = wish
 	}
 	taken := takenLayers(img)
+	taken.Ref = ref.String()
 	if len(taken.Layers) == 0 {
 		return nil, &declined{fallback.Unsupported, errors.New("it has no layers")}
 	}
@@ -173,7 +179,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	if mode == SnapshotEager {
 		req.Mode = api.ModeEager
 	}
-	m, err := s.mount(ctx, t, img, req, snapshotter.Key{Ref: image.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)})
+	m, err := s.mount(ctx, t, img, req, snapshotter.Key{Ref: taken.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)})
 	if err != nil {
 		return nil, &declined{reasonOf(err), err}
 	}
@@ -190,6 +196,55 @@ func (d *Daemon) snapshotRequest(ref oci.Reference) api.ImageRequest {
 		req.DockerConfig = filepath.Join(home, ".docker")
 	}
 	return req
+}
+
+// fromContainerd returns the image as containerd has it, or nil.
+func fromContainerd(ctx context.Context, ref oci.Reference, image snapshotter.Image) *oci.Image {
+	if image.Read == nil {
+		return nil
+	}
+	manifest, err := image.Read(ctx, image.Manifest)
+	if err != nil {
+		return nil
+	}
+	m, desc, err := oci.ParseManifest(manifest)
+	if err != nil {
+		return nil
+	}
+	config, err := image.Read(ctx, m.Config.Digest)
+	if err != nil {
+		return nil
+	}
+	img, err := oci.ParseImage(manifest, config)
+	if err != nil {
+		return nil // whoever asks the registry says why
+	}
+	img.Reference, img.ManifestDescriptor = ref, desc
+	return img
+}
+
+// withPort gives a registry that containerd told without its port the one that this
+// node knows of it.
+func (d *Daemon) withPort(ref oci.Reference) oci.Reference {
+	hosts := slices.Concat(d.cfg.Insecure, slices.Sorted(maps.Keys(d.cfg.Mirrors)))
+	for _, stored := range d.rememberedImages() {
+		if stored == nil {
+			continue
+		}
+		if known, err := oci.ParseReference(stored.Ref); err == nil {
+			hosts = append(hosts, known.Registry)
+		}
+	}
+	if slices.Contains(hosts, ref.Registry) {
+		return ref
+	}
+	for _, host := range hosts {
+		if name, _, err := net.SplitHostPort(host); err == nil && name == ref.Registry {
+			ref.Registry = host
+			return ref
+		}
+	}
+	return ref
 }
 
 func takenLayers(img *image) *snapshotter.Taken {
@@ -387,10 +442,14 @@ func (d *Daemon) serveContainerd() error {
 	if d.cfg.Containerd.Listen == "" {
 		return nil
 	}
-	s, err := snapshotter.New(d.ctx, snapshotter.Options{Root: filepath.Join(d.cfg.Root, "snapshotter"), Images: newImageSnapshots(d),
-		Declined: d.declinedSnapshot, Log: d.log})
+	content, err := snapshotter.NewContent(d.cfg.Containerd.Address)
 	if err != nil {
 		return err
+	}
+	s, err := snapshotter.New(d.ctx, snapshotter.Options{Root: filepath.Join(d.cfg.Root, "snapshotter"), Images: newImageSnapshots(d),
+		Content: content, Declined: d.declinedSnapshot, Log: d.log})
+	if err != nil {
+		return errors.Join(err, content.Close())
 	}
 	enter := func(ctx context.Context) (context.Context, func(), bool) {
 		if !d.enter() {
@@ -403,7 +462,7 @@ func (d *Daemon) serveContainerd() error {
 	}
 	srv, err := snapshotter.Listen(s, d.cfg.Containerd.Listen, enter)
 	if err != nil {
-		return errors.Join(err, s.Close())
+		return errors.Join(err, s.Close(), content.Close())
 	}
 	d.wg.Go(func() {
 		if err := srv.Serve(); err != nil {
@@ -413,7 +472,7 @@ func (d *Daemon) serveContainerd() error {
 	d.wg.Go(func() {
 		<-d.ctx.Done()
 		srv.Stop()
-		if err := s.Close(); err != nil {
+		if err := errors.Join(s.Close(), content.Close()); err != nil {
 			d.log.Error("close state of snapshots", "err", err)
 		}
 	})

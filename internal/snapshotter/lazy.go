@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	digest "github.com/opencontainers/go-digest"
 )
@@ -43,10 +44,13 @@ type Image struct {
 	ChainID   digest.Digest // of the layers up to the one that is wanted
 	Mode      string        // wanted by a label: lazy, eager or off; empty: no wish
 	Namespace string        // containerd's
+	// Read returns a manifest or config that containerd has; nil: nobody can be asked.
+	Read func(ctx context.Context, dgst digest.Digest) ([]byte, error)
 }
 
 // Taken is an image that is served here from now on.
 type Taken struct {
+	Ref    string  // what it is known by
 	Layers []Layer // lowest first
 }
 
@@ -144,6 +148,20 @@ func (s *Snapshotter) take(ctx context.Context, key, parent, target string, labe
 	}
 	image := Image{Ref: labels[labelRef], Manifest: digest.Digest(labels[labelManifest]), ChainID: digest.Digest(target), Mode: labels[labelMode]}
 	image.Namespace, _, _ = strings.Cut(key, "/") // containerd's metadata store puts it there
+	if s.content != nil {
+		if image.Ref == "" || image.Manifest == "" {
+			if found, err := s.content.find(ctx, image.Namespace, image.ChainID); err == nil {
+				image.Ref, image.Manifest = found.Ref, found.Manifest
+			} else {
+				s.log.Info("image of a layer is not known", "chainID", image.ChainID, "namespace", image.Namespace, "err", err)
+			}
+		}
+		image.Read = func(ctx context.Context, dgst digest.Digest) ([]byte, error) {
+			ctx, cancel := context.WithTimeout(namespaces.WithNamespace(ctx, image.Namespace), contentPatience)
+			defer cancel()
+			return s.content.Read(ctx, dgst)
+		}
+	}
 	taken := false
 	var failed error
 	if err = s.onImage(ctx, parent); err == nil {
@@ -152,7 +170,7 @@ func (s *Snapshotter) take(ctx context.Context, key, parent, target string, labe
 			if at < 0 {
 				return fmt.Errorf("image %s has no layers that make %s", image.Ref, image.ChainID)
 			}
-			l := lazy{Ref: image.Ref, Manifest: image.Manifest, Blob: all.Layers[at].Blob, Layers: at + 1, All: len(all.Layers)}
+			l := lazy{Ref: all.Ref, Manifest: image.Manifest, Blob: all.Layers[at].Blob, Layers: at + 1, All: len(all.Layers)}
 			taken, failed = s.commit(ctx, key, parent, target, labels, &l)
 			return nil
 		})

@@ -38,6 +38,8 @@ import (
 type Options struct {
 	Root   string // directory of all that it keeps
 	Images Images
+	// Content is asked for what containerd knows of images; nil: nobody is.
+	Content *Content
 	// Declined is told of each layer that is left to containerd, and why; nil: nobody is.
 	Declined func(image Image, err error)
 	Log      *slog.Logger
@@ -47,6 +49,7 @@ type Options struct {
 type Snapshotter struct {
 	root     string
 	images   Images
+	content  *Content
 	declined func(Image, error)
 	log      *slog.Logger
 	ms       *storage.MetaStore
@@ -63,7 +66,7 @@ var (
 // New opens the snapshotter of a directory, and removes what an earlier one was
 // about to make or to remove when it was killed.
 func New(ctx context.Context, opts Options) (*Snapshotter, error) {
-	s := &Snapshotter{root: opts.Root, images: opts.Images, declined: opts.Declined, log: opts.Log}
+	s := &Snapshotter{root: opts.Root, images: opts.Images, content: opts.Content, declined: opts.Declined, log: opts.Log}
 	if s.declined == nil {
 		s.declined = func(Image, error) {}
 	}
