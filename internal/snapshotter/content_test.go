@@ -103,7 +103,7 @@ func TestContentFind(t *testing.T) {
 	}
 	app := image(source, ids[0], ids[1])
 	after := time.Now().Add(time.Hour) // this store has the access time as that of the last update
-	if err := os.Chtimes(filepath.Join(root, "blobs", "sha256", app.Digest.Encoded()), after, after); err != nil {
+	if err := os.Chtimes(filepath.Join(root, "blobs", "sha256", app.Digest.Encoded()), after, before); err != nil {
 		t.Fatal(err)
 	}
 	chains := identity.ChainIDs([]digest.Digest{ids[0], ids[1]})
