@@ -153,7 +153,7 @@ func (s *Snapshotter) take(ctx context.Context, key, parent, target string, labe
 			if found, err := s.content.find(ctx, image.Namespace, image.ChainID); err == nil {
 				image.Ref, image.Manifest = found.Ref, found.Manifest
 			} else {
-				s.log.Info("image of a layer is not known", "chainID", image.ChainID, "namespace", image.Namespace, "err", err)
+				s.log.Info("image of a layer is not known", "chain_id", image.ChainID, "namespace", image.Namespace, "err", err)
 			}
 		}
 		image.Read = func(ctx context.Context, dgst digest.Digest) ([]byte, error) {
