@@ -136,9 +136,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err := d.checkLimits(img.head); err != nil {
 		return nil, errors.Join(err, os.Remove(dir))
 	}
-	if img.background = req.Background; img.background == 0 && d.cfg.Background < 0 {
-		img.background = d.cfg.Background
-	}
+	img.background = d.backgroundRate(req.Background)
 	m := newMounted(dir)
 	m.img, m.asked = img, asked
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
@@ -181,6 +179,14 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 		}
 	})
 	return nil
+}
+
+// backgroundRate is a mount's wish, or that the daemon has none.
+func (d *Daemon) backgroundRate(wanted int64) int64 {
+	if wanted == 0 && d.cfg.Background < 0 {
+		return d.cfg.Background
+	}
+	return wanted
 }
 
 // adopt serves a mount from now on.

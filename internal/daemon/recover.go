@@ -267,7 +267,7 @@ func (d *Daemon) reload(m *mounted, held map[digest.Digest]*os.File) error {
 	if err != nil {
 		return err
 	}
-	img := &image{ref: ref, repo: repo, heads: &d.heads, origin: m.Origin, background: m.Request.Background, resolved: make(chan struct{})}
+	img := &image{ref: ref, repo: repo, heads: &d.heads, origin: m.Origin, background: d.backgroundRate(m.Request.Background), resolved: make(chan struct{})}
 	stored, err := readImage(filepath.Join(m.dir, "image.json"))
 	if err != nil {
 		return err

@@ -335,6 +335,7 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 	if err := d.checkLimits(img.head); err != nil {
 		return nil, err
 	}
+	img.background = d.backgroundRate(req.Background)
 	id, dir, err := d.newID(mountID(key))
 	if err != nil {
 		return nil, err
