@@ -68,7 +68,13 @@ func marshal(t testing.TB, v any) []byte {
 // manifest.
 func writeImage(t testing.TB, layout, name string, c compression, layers [][]byte) v1.Manifest {
 	t.Helper()
-	config := v1.Image{Platform: v1.Platform{Architecture: "amd64", OS: "linux"}, RootFS: v1.RootFS{Type: "layers"}}
+	return writeImageConfig(t, layout, name, c, v1.ImageConfig{}, layers)
+}
+
+// writeImageConfig is writeImage with what a container is to run.
+func writeImageConfig(t testing.TB, layout, name string, c compression, runs v1.ImageConfig, layers [][]byte) v1.Manifest {
+	t.Helper()
+	config := v1.Image{Platform: v1.Platform{Architecture: "amd64", OS: "linux"}, Config: runs, RootFS: v1.RootFS{Type: "layers"}}
 	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
 	for _, b := range layers {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(b))

@@ -1,0 +1,392 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/testenv"
+)
+
+// cluster is a node with a containerd of its own that has thaw as a snapshotter.
+type cluster struct {
+	*node
+	series   string // of containerd
+	programs string
+	pause    string // reference of the sandbox image
+
+	thawd      *process
+	containerd *exec.Cmd
+	ended      chan struct{} // containerd has
+	log        *output       // of all its runs
+}
+
+// clusters counts them.
+var clusters atomic.Int32
+
+// newCluster starts both daemons. config is added to thaw's.
+func newCluster(t testing.TB, series string, config ...string) *cluster {
+	t.Helper()
+	testenv.NeedRuntime(t)
+	programs := testenv.NeedContainerd(t, series)
+	n := newNode(t)
+	config = append(config, "[containerd]", fmt.Sprintf("listen = %q", n.path("t.sock")), fmt.Sprintf("address = %q", n.path("c.sock")),
+		fmt.Sprintf("image-service = %q", n.path("i.sock")))
+	n.write("config.toml", strings.Join(config, "\n"))
+	c := &cluster{node: n, series: series, programs: programs, log: newOutput(), pause: newPause(n)}
+	c.writeCNI()
+	c.startThaw()
+	c.startContainerd()
+	n.Cleanup(c.end)
+	return c
+}
+
+func (c *cluster) startThaw() {
+	c.Helper()
+	c.thawd = c.start("daemon", "--grace=60s")
+	c.eventually("thaw's snapshotter listens", func() bool { return listens(c.path("t.sock")) })
+}
+
+// killThaw kills the daemon, and waits for the one that the keeper starts in its
+// place or starts one.
+func (c *cluster) killThaw() {
+	c.Helper()
+	old := c.status().Pid
+	unix.Kill(old, unix.SIGKILL)
+	c.eventually("there is another daemon", func() bool {
+		s, err := c.statusNow()
+		if err != nil && len(c.pids(" keeper ")) == 0 {
+			c.start("daemon", "--grace=60s")
+		}
+		return err == nil && s.Pid != old && listens(c.path("t.sock"))
+	})
+}
+
+// startContainerd runs containerd, and waits until it answers.
+func (c *cluster) startContainerd() {
+	c.Helper()
+	c.write("containerd.toml", c.containerdConfig())
+	cmd := exec.Command(filepath.Join(c.programs, "containerd"), "--config", c.path("containerd.toml"), "--log-level", "warn")
+	cmd.Env = append(os.Environ(), "PATH="+c.programs+":"+os.Getenv("PATH"))
+	cmd.Stdout, cmd.Stderr = c.log, c.log
+	cmd.WaitDelay = time.Second // shims keep its stderr
+	if err := cmd.Start(); err != nil {
+		c.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		cmd.Wait()
+	}()
+	c.containerd, c.ended = cmd, ended
+	c.eventually("containerd answers", func() bool {
+		select {
+		case <-ended:
+			c.Fatalf("containerd ends: %s", c.log)
+		default:
+		}
+		_, err := c.tryCtr("version")
+		return err == nil
+	})
+}
+
+func (c *cluster) stopContainerd(sig unix.Signal) {
+	c.Helper()
+	c.containerd.Process.Signal(sig)
+	<-c.ended
+}
+
+func listens(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// containerdConfig is for the series. CRI runs pods on thaw.
+func (c *cluster) containerdConfig() string {
+	cni := testenv.NeedCNI(c)
+	replace := strings.NewReplacer("@", c.base, "CNI", cni)
+	head := `
+root = '@/c/root'
+state = '@/c/state'
+[grpc]
+  address = '@/c.sock'
+[ttrpc]
+  address = '@/c.sock.ttrpc'
+[proxy_plugins.thaw]
+  type = 'snapshot'
+  address = '@/t.sock'
+  [proxy_plugins.thaw.exports]
+    root = '@/r'
+    enable_remote_snapshot_annotations = 'true'
+`
+	if c.series == "1.7" {
+		return replace.Replace("version = 2\ndisabled_plugins = ['io.containerd.nri.v1.nri']" + head + `
+[plugins.'io.containerd.grpc.v1.cri']
+  sandbox_image = '` + c.pause + `'
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.grpc.v1.cri'.containerd]
+    snapshotter = 'thaw'
+    disable_snapshot_annotations = false
+  [plugins.'io.containerd.grpc.v1.cri'.cni]
+    bin_dir = 'CNI'
+    conf_dir = '@/cni'
+`)
+	}
+	return replace.Replace("version = 3\ndisabled_plugins = ['io.containerd.nri.v1.nri']" + head + `
+[plugins.'io.containerd.transfer.v1.local']
+  [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+    platform = 'linux/amd64'
+    snapshotter = 'thaw'
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'thaw'
+  disable_snapshot_annotations = false
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = '` + c.pause + `'
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ['CNI']
+  conf_dir = '@/cni'
+`)
+}
+
+// tryCtr runs containerd's own client.
+func (c *cluster) tryCtr(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "ctr"), append([]string{"-a", c.path("c.sock")}, args...)...)
+	cmd.WaitDelay = time.Second
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &stderr
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), errors.Join(err, ctx.Err()), &stderr)
+	}
+	return out.String(), nil
+}
+
+func (c *cluster) ctr(args ...string) string {
+	c.Helper()
+	out, err := c.tryCtr(args...)
+	if err != nil {
+		c.Fatal(err)
+	}
+	return out
+}
+
+// pull has ctr pull an image for thaw.
+func (c *cluster) pull(ref string, flags ...string) {
+	c.Helper()
+	c.ctr(append(append([]string{"images", "pull", "--plain-http", "--snapshotter", "thaw"}, flags...), ref)...)
+}
+
+// run runs a command in a container of an image, and returns what it printed.
+func (c *cluster) runIn(ref, id string, command ...string) string {
+	c.Helper()
+	return c.ctr(append([]string{"run", "--rm", "--snapshotter", "thaw", ref, id}, command...)...)
+}
+
+// words are the fields of each line but the first.
+func words(table string) [][]string {
+	var all [][]string
+	for i, line := range strings.Split(strings.TrimSpace(table), "\n") {
+		if i > 0 && line != "" {
+			all = append(all, strings.Fields(line))
+		}
+	}
+	return all
+}
+
+func firsts(table string) []string {
+	var all []string
+	for _, w := range words(table) {
+		all = append(all, w[0])
+	}
+	return all
+}
+
+// namespaces that tests use.
+var namespaces = []string{"default", "k8s.io"}
+
+// removeAll removes all tasks, containers and images; the error is what could not be.
+func (c *cluster) removeAll() error {
+	var errs []error
+	for _, ns := range namespaces {
+		ctr := func(args ...string) string {
+			out, err := c.tryCtr(append([]string{"-n", ns}, args...)...)
+			if err != nil && !strings.Contains(err.Error(), "not found") {
+				errs = append(errs, err)
+			}
+			return out
+		}
+		for _, id := range firsts(ctr("tasks", "ls")) {
+			ctr("tasks", "rm", "-f", id)
+		}
+		for _, id := range firsts(ctr("containers", "ls")) {
+			ctr("containers", "rm", id)
+		}
+		for _, ref := range firsts(ctr("images", "ls")) {
+			ctr("images", "rm", "--sync", ref)
+		}
+		for _, lease := range firsts(ctr("leases", "ls")) {
+			ctr("leases", "rm", "--sync", lease)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// snapshots lists all of thaw's, as containerd says.
+func (c *cluster) snapshots() ([]string, error) {
+	var all []string
+	for _, ns := range namespaces {
+		out, err := c.tryCtr("-n", ns, "snapshots", "--snapshotter", "thaw", "ls")
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, firsts(out)...)
+	}
+	return all, nil
+}
+
+// empty says what is still there after all was removed: snapshots, mounts,
+// records, directories, layers.
+func (c *cluster) empty() (left []string) {
+	all, err := c.snapshots()
+	if err != nil {
+		left = append(left, err.Error())
+	}
+	for _, s := range all {
+		left = append(left, "snapshot "+s)
+	}
+	mounts, err := mount.ListUnder(c.root)
+	if err != nil {
+		left = append(left, err.Error())
+	}
+	for _, m := range mounts {
+		left = append(left, "mount "+m.Dir)
+	}
+	for _, pattern := range []string{"mounts/*", "snapshotter/snapshots/*", "store/*/*", "images/*"} {
+		found, _ := filepath.Glob(filepath.Join(c.root, pattern))
+		left = append(left, found...)
+	}
+	return left
+}
+
+// end removes everything through containerd, and fails if something stays.
+func (c *cluster) end() {
+	if c.Failed() {
+		c.Logf("snapshots, mounts: %v", c.empty())
+	}
+	c.check()
+	c.removePods()
+	if err := c.removeAll(); err != nil {
+		c.Error(err)
+	}
+	c.gone()
+	c.stopContainerd(unix.SIGTERM)
+	for _, pid := range c.pids("containerd-shim") {
+		c.Errorf("shim %d is left", pid)
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	if c.Failed() {
+		text := c.log.String()
+		c.Logf("containerd: %s", text[max(0, len(text)-8000):])
+	}
+}
+
+// gone waits until nothing is left of what was removed.
+func (c *cluster) gone() {
+	c.Helper()
+	deadline := time.Now().Add(patience)
+	left := c.empty()
+	for len(left) > 0 && time.Now().Before(deadline) {
+		time.Sleep(50 * time.Millisecond)
+		left = c.empty()
+	}
+	if len(left) > 0 {
+		c.Errorf("removed, but still there:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// check compares what containerd, the kernel and thaw's state directory say.
+func (c *cluster) check() {
+	c.Helper()
+	if problems := c.disagreements(); len(problems) > 0 {
+		c.Errorf("containerd, mounts and state disagree:\n%s", strings.Join(problems, "\n"))
+	}
+}
+
+func (c *cluster) disagreements() (problems []string) {
+	s, err := c.statusNow()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	mounted := map[string]bool{}
+	mounts, err := mount.ListUnder(c.root)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	for _, m := range mounts {
+		if mounted[m.Dir] {
+			problems = append(problems, "mounted twice: "+m.Dir)
+		}
+		mounted[m.Dir] = true
+	}
+	for _, m := range s.Mounts {
+		if !mounted[m.Dir] {
+			problems = append(problems, "not mounted: "+m.Dir)
+		}
+		delete(mounted, m.Dir)
+	}
+	for dir := range mounted {
+		problems = append(problems, "mounted by nobody: "+dir)
+	}
+	records, _ := filepath.Glob(filepath.Join(c.root, "mounts", "*"))
+	if len(records) != len(s.Mounts) {
+		problems = append(problems, fmt.Sprintf("%d mounts, records %v", len(s.Mounts), records))
+	}
+	all, err := c.snapshots()
+	if err != nil {
+		problems = append(problems, err.Error())
+	}
+	if len(all) == 0 && len(s.Mounts) > 0 {
+		problems = append(problems, fmt.Sprintf("%d mounts without a snapshot", len(s.Mounts)))
+	}
+	return problems
+}
+
+// diskBytes is what files below a directory take.
+func diskBytes(dir string) (total int64) {
+	filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil // removed meanwhile
+		}
+		var st unix.Stat_t
+		if unix.Lstat(path, &st) == nil {
+			total += st.Blocks * 512
+		}
+		return nil
+	})
+	return total
+}
+
+// fallbacks are what thaw says of images that it could not have lazily.
+func (c *cluster) fallbacks() string {
+	b, _ := os.ReadFile(filepath.Join(c.root, "fallbacks.json"))
+	return string(b)
+}
