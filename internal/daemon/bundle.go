@@ -150,7 +150,7 @@ func (d *Daemon) startBundle(m *mounted) {
 	d.wg.Go(func() {
 		defer close(b.done)
 		begun := time.Now()
-		ready, err := d.applyBundle(b, m, layers)
+		ready, near, err := d.applyBundle(b, m, layers)
 		switch {
 		case b.ctx.Err() != nil:
 			return
@@ -159,43 +159,44 @@ func (d *Daemon) startBundle(m *mounted) {
 			d.log.Warn("start-up bundle is ignored", "image", img.ref, "bundle", b.desc.Digest, "err", err)
 		default:
 			b.set(api.BundleApplied)
+			d.sched.Neighbours(near)
 			d.log.Info("start-up bundle is applied", "image", img.ref, "bundle", b.desc.Digest, "bytes", b.counter.BytesRead.Load(),
 				"took", time.Since(begun).Round(time.Millisecond).String(), "recorded_ready", ready.String())
 		}
 	})
 }
 
-// applyBundle puts a bundle's pieces into the layers. What arrives damaged is
+// applyBundle puts a bundle's pieces into the layers, and returns where they lie. What arrives damaged is
 // asked for once more, past mirrors.
-func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*layer) (ready time.Duration, err error) {
+func (d *Daemon) applyBundle(b *bundle, m *mounted, layers map[digest.Digest]*layer) (ready time.Duration, near []hydrate.Want, err error) {
 	for try := range 2 {
 		ctx := b.ctx
 		if try > 0 {
 			ctx = registry.FromOrigin(ctx)
 		}
-		ready, err = d.streamBundle(ctx, b, m, layers)
+		ready, near, err = d.streamBundle(ctx, b, m, layers)
 		var corrupt *startup.CorruptError
 		var piece *layerstore.PieceError
 		_, lie := b.status()
 		if !errors.As(err, &corrupt) && !errors.As(err, &piece) || lie != nil || b.ctx.Err() != nil {
-			return ready, err
+			return ready, near, err
 		}
 		d.log.Warn("start-up bundle arrived damaged", "image", m.img.ref, "bundle", b.desc.Digest, "err", err)
 	}
-	return ready, err
+	return ready, near, err
 }
 
 // streamBundle is one try of applyBundle.
-func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers map[digest.Digest]*layer) (time.Duration, error) {
+func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers map[digest.Digest]*layer) (time.Duration, []hydrate.Want, error) {
 	s := &bundleStream{ctx: ctx, b: b, body: b.body}
 	b.body = nil
 	defer s.close()
 	h, err := d.bundleHeader(m.img, b, s)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	if err := h.Check(m.img.head); err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	ends := make([]int64, len(h.Frames))
 	for i, f := range h.Frames {
@@ -206,7 +207,7 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 	defer func() { s.feed.Close(then) }()
 	places, err := d.placePieces(h, b, m, layers, s.feed)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	want := func(frame int) bool { return wanted(&h.Frames[frame], places) }
 	need := int64(0)
@@ -229,7 +230,13 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 		// the CPU, of which the background else would take its half.
 		then = m.Created.Add(h.Ready + h.Ready/2)
 	}
-	return h.Ready, err
+	var near []hydrate.Want
+	for i := range places {
+		if p := &places[i]; p.layer != nil {
+			near = append(near, hydrate.Want{Layer: p.layer.hydrate, Offset: h.Pieces[i].Offset, Length: h.Pieces[i].Length})
+		}
+	}
+	return h.Ready, near, err
 }
 
 // wanted reports whether something of a frame is not here.

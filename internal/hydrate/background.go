@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	// runBytes is the compressed size of a transfer: large enough that a round
+	// runBytes is the largest compressed size of a transfer, see path: large enough that a round
 	// trip of 20 ms does not dominate at 60 MB/s a connection, small enough that
 	// a reader never waits long behind one.
 	runBytes = 2 << 20
@@ -34,6 +34,7 @@ const (
 
 // backlog is what the background has to do for a layer. Guarded by s.mu.
 type backlog struct {
+	near     []int        // spans that come before all others, see Neighbours
 	cursor   int          // spans before it are here, in flight or bad
 	bad      map[int]bool // arrived wrong twice; tried again when the rest is here
 	badAt    time.Time    // not before
@@ -177,16 +178,19 @@ func (l *Layer) tried(r *run) {
 	}
 }
 
-// claimNext claims the run at the cursor: up to runBytes compressed.
+// claimNext claims the next of the neighbours, or else the run at the cursor.
 func (l *Layer) claimNext() *run {
+	if r := l.claimNear(); r != nil {
+		return r
+	}
 	for l.cursor < len(l.c.Spans) && !l.free(l.cursor) {
 		l.cursor++
 	}
 	if l.cursor == len(l.c.Spans) {
 		return nil
 	}
-	r := newRun(l.cursor, l.cursor+1)
-	for r.end < len(l.c.Spans) && l.free(r.end) && l.runSize(r.first, r.end+1) <= l.s.runBytes {
+	r, most := newRun(l.cursor, l.cursor+1), l.upstream.path.runBytes(l.s.runBytes)
+	for r.end < len(l.c.Spans) && l.free(r.end) && l.runSize(r.first, r.end+1) <= most {
 		r.end++
 	}
 	l.claimRun(r)

@@ -420,6 +420,18 @@ func TestPrefetch(t *testing.T) {
 			t.Errorf("requests %v", r)
 		}
 	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, gzipSource(), setup{opts: Options{Background: 1}, held: true})
+		defer w.close()
+		const mib = index.SpanBytes
+		w.sched.Neighbours([]Want{{w.layer, 9 * mib, 10}, {w.layer, 4*mib + 5, 2 * mib}, {w.layer, 9*mib + 5, 10}, {w.layer, 1 << 40, 5}})
+		w.sched.Prefetch([]Want{{w.layer, 2 * mib, 10}, {w.layer, 9 * mib, 10}})
+		w.complete()
+		first := func(i int) int64 { return w.src.index.Spans[i].OffsetCompressed }
+		if r := w.data.requests; len(r) < 4 || r[0].off != first(2) || r[1].off != first(9) || r[2].off != first(4) || r[2].n < first(7)-first(4) || r[3].off != 0 {
+			t.Errorf("requests %v", r)
+		}
+	})
 	w := newWorld(t, gzipSource(), setup{config: off})
 	w.sched.Prefetch([]Want{{w.layer, 0, 1 << 40}})
 	w.mustFetch(3)

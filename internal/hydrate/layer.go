@@ -209,7 +209,7 @@ func (l *Layer) claim(off, n int64, unfed bool) []*flight {
 // or the last is full: runs are fetched side by side.
 func (l *Layer) extend(runs []*run, i int) []*run {
 	if n := len(runs); n > 0 {
-		if r := runs[n-1]; r.end == i && l.runSize(r.first, i+1) <= l.s.runBytes {
+		if r := runs[n-1]; r.end == i && l.runSize(r.first, i+1) <= l.upstream.path.runBytes(l.s.runBytes) {
 			r.end++
 			return runs
 		}

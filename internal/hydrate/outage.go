@@ -45,6 +45,7 @@ type upstream struct {
 	readers, memory *semaphore.Weighted
 
 	// Guarded by Scheduler.mu.
+	path   path
 	out    map[*Layer]bool // layers that cannot be had at the moment
 	trying int             // background transfers of such layers
 	since  time.Time       // when the first of them failed

@@ -35,6 +35,46 @@ func (s *Scheduler) Prefetch(wants []Want) {
 	s.wake.Broadcast()
 }
 
+// Neighbours has the background of these layers begin with the spans that they
+// are in, in that order: who reads a file reads others of its directory, and a tar
+// has them side by side. Readers and Prefetch come first.
+func (s *Scheduler) Neighbours(wants []Want) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[wanted]bool{}
+	for _, want := range wants {
+		l := want.Layer
+		first, end := l.spanRange(want.Offset, want.Length)
+		for i := first; i < end; i++ {
+			if w := (wanted{l, i}); !seen[w] && l.free(i) {
+				seen[w] = true
+				l.near = append(l.near, i)
+			}
+		}
+	}
+	s.wake.Broadcast()
+}
+
+// claimNear claims the next run of Neighbours, if there is one. Called with s.mu
+// held.
+func (l *Layer) claimNear() *run {
+	for len(l.near) > 0 {
+		i := l.near[0]
+		l.near = l.near[1:]
+		if !l.free(i) {
+			continue
+		}
+		r, most := newRun(i, i+1), l.upstream.path.runBytes(l.s.runBytes)
+		for len(l.near) > 0 && l.near[0] == r.end && l.free(r.end) && l.runSize(i, r.end+1) <= most {
+			r.end++
+			l.near = l.near[1:]
+		}
+		l.claimRun(r)
+		return r
+	}
+	return nil
+}
+
 // nextWanted claims the next run of the queue, if there is one. Called with s.mu held.
 func (s *Scheduler) nextWanted() (*Layer, *run) {
 	for len(s.wanted) > 0 && s.full.err == nil {
@@ -44,7 +84,7 @@ func (s *Scheduler) nextWanted() (*Layer, *run) {
 			continue
 		}
 		r := newRun(i, i+1)
-		for len(s.wanted) > 0 && s.wanted[0] == (wanted{l, r.end}) && l.free(r.end) && l.runSize(i, r.end+1) <= s.runBytes {
+		for len(s.wanted) > 0 && s.wanted[0] == (wanted{l, r.end}) && l.free(r.end) && l.runSize(i, r.end+1) <= l.upstream.path.runBytes(s.runBytes) {
 			r.end++
 			s.wanted = s.wanted[1:]
 		}

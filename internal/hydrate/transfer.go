@@ -206,11 +206,13 @@ func (t *receiver) receive(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	blob := t.l.c.Store.Meta().Blob
+	asked := time.Now()
 	body, err := t.l.c.Data.ReadRange(ctx, t.start, int64(len(t.buf)))
 	if err != nil {
 		return &sourceError{fmt.Errorf("fetch layer %s spans %d-%d: %w", blob, t.first, t.end-1, err)}
 	}
 	defer body.Close()
+	answered := time.Now()
 	have := int64(0)
 	for i := t.first; i < t.end; i++ {
 		span := t.l.c.Spans[i]
@@ -232,6 +234,7 @@ func (t *receiver) receive(ctx context.Context) error {
 		}
 		wg.Go(func() { t.span(ctx, i, t.buf[from:need]) })
 	}
+	t.l.measured(answered.Sub(asked), time.Since(answered), have)
 	return nil
 }
 
