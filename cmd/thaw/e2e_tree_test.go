@@ -47,20 +47,20 @@ const maxSummed = 64 << 20
 
 // readTree reads every file of a directory. What cannot be read is in errors.
 func readTree(dir string) (tree, error) {
-	t, first := tree{map[string]fact{}, map[string]error{}}, map[uint64]string{}
+	t, first := tree{map[string]fact{}, map[string]error{}}, map[[2]uint64]string{}
 	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		name := strings.TrimPrefix(strings.TrimPrefix(path, dir), "/")
-		f, ino, err := readFact(path)
+		f, id, err := readFact(path)
 		if err != nil {
 			return err
 		}
-		if _, ok := first[ino]; !ok {
-			first[ino] = name
+		if _, ok := first[id]; !ok {
+			first[id] = name
 		}
-		f.Group = first[ino]
+		f.Group = first[id]
 		if f.Mode&unix.S_IFMT == unix.S_IFREG {
 			sum, err := sumFile(path)
 			if err != nil {
@@ -74,10 +74,11 @@ func readTree(dir string) (tree, error) {
 	return t, err
 }
 
-func readFact(path string) (fact, uint64, error) {
+// readFact also returns what tells the file from others: an overlay has several devices.
+func readFact(path string) (fact, [2]uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return fact{}, 0, &fs.PathError{Op: "lstat", Path: path, Err: err}
+		return fact{}, [2]uint64{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
 	f := fact{Mode: st.Mode, UID: st.Uid, GID: st.Gid, Sec: st.Mtim.Sec, Nsec: st.Mtim.Nsec, Links: uint64(st.Nlink)}
 	var err error
@@ -92,10 +93,10 @@ func readFact(path string) (fact, uint64, error) {
 		f.DevMajor, f.DevMinor = unix.Major(st.Rdev), unix.Minor(st.Rdev)
 	}
 	if err != nil {
-		return fact{}, 0, err
+		return fact{}, [2]uint64{}, err
 	}
 	f.Xattrs, err = readXattrs(path)
-	return f, st.Ino, err
+	return f, [2]uint64{st.Dev, st.Ino}, err
 }
 
 func readXattrs(path string) (map[string]string, error) {
