@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -116,6 +117,48 @@ func TestInstallContainerd(t *testing.T) {
 				t.Errorf("left behind: the program, %d bytes", len(b))
 			}
 		})
+	}
+}
+
+// TestInstallPod: a process in a mount namespace of its own, as a pod's, installs on the host.
+func TestInstallPod(t *testing.T) {
+	n := newNode(t)
+	dir := n.path("host")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.write("host/eks.toml", "version = 3\n")
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Process 1 of a host, with a pod that does not see what the host has at dir.
+	const host = `mount -t proc proc /proc; trap 'kill -TERM $pid' TERM
+		unshare -m sh -c 'mount -t tmpfs none "$1" && exec "$0" --log-level info --root /r install containerd --pod --destdir "$1" --containerd-config /eks.toml' "$0" "$1" &
+		pid=$!; wait $pid; wait $pid`
+	cmd := exec.Command("sh", "-c", host, exe, dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Cloneflags: syscall.CLONE_NEWPID}
+	cmd.Env = append(n.environ(), "KUBERNETES_SERVICE_HOST=")
+	out := newOutput()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill(); <-done })
+	if !out.wait("thaw is installed on the node", done) {
+		t.Fatalf("it does not install: %s", out)
+	}
+	for _, name := range []string{"eks.toml", "usr/local/bin/thaw", "etc/systemd/system/thaw.service", "r/install-containerd.json"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Errorf("on the host: %v", err)
+		}
+	}
+	cmd.Process.Signal(unix.SIGTERM)
+	<-done
+	if code := cmd.ProcessState.ExitCode(); code != 0 || !strings.Contains(out.String(), "stays when the DaemonSet is removed") {
+		t.Errorf("exit code %d: %s", code, out)
 	}
 }
 

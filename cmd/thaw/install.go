@@ -26,6 +26,7 @@ type installOptions struct {
 	restart bool
 	dryRun  bool
 	asJSON  bool
+	pod     bool
 }
 
 // installReport is what install and uninstall say.
@@ -75,13 +76,19 @@ order; should containerd not start, it gets its old configuration.`,
   thaw install containerd --restart
   thaw install containerd --containerd-config /var/lib/rancher/k3s/agent/etc/containerd/config.toml`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runInstall(cmd, g, &opts) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.pod {
+				return runPod(cmd, g, &opts)
+			}
+			return runInstall(cmd, g, &opts)
+		},
 	}
 	opts.bind(cmd)
 	f := cmd.Flags()
 	f.StringVar(&opts.socket, "socket", install.DefaultSocket, "where the daemon listens for containerd")
 	f.BoolVar(&opts.whole, "default", false, "have Kubernetes' pods use thaw unless they say otherwise")
 	f.StringVar(&opts.config, "containerd-config", install.DefaultConfig, "containerd's configuration")
+	f.BoolVar(&opts.pod, "pod", false, "on the node of this pod, until its DaemonSet or the node's label "+nodeLabel+" is gone: see deploy/kubernetes")
 	return cmd
 }
 
@@ -135,11 +142,7 @@ func runInstall(cmd *cobra.Command, g *globalOptions, opts *installOptions) erro
 	if err != nil {
 		return err
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find own program: %w", err)
-	}
-	if o.Program, err = os.ReadFile(exe); err != nil {
+	if o.Program, err = os.ReadFile("/proc/self/exe"); err != nil { // its name may be of another mount namespace
 		return fmt.Errorf("read own program: %w", err)
 	}
 	p, err := install.New(cmd.Context(), o)
@@ -201,31 +204,37 @@ func unused(ctx context.Context, socket, root string) error {
 	if len(held) == 0 {
 		return nil
 	}
-	var containers, layers []string
+	var containers, images []string
 	for _, h := range held {
 		namespace, name := splitKey(h.Key)
-		if h.Container {
+		switch {
+		case h.Container:
 			containers = append(containers, namespace+"/"+name)
-		} else if !slices.Contains(layers, namespace) {
-			layers = append(layers, namespace)
+		case h.Image != "":
+			images = append(images, h.Image)
+		default:
+			images = append(images, "those of namespace "+namespace)
 		}
 	}
-	slices.Sort(containers)
-	what := ""
-	if n := len(containers); n > 0 {
-		what = "containers " + strings.Join(containers[:min(n, shownSnapshots)], ", ")
-		if n > shownSnapshots {
-			what += fmt.Sprintf(" and %d more", n-shownSnapshots)
-		}
+	var what []string
+	if len(containers) > 0 {
+		what = append(what, "containers "+someOf(containers))
 	}
-	if len(layers) > 0 {
-		slices.Sort(layers)
-		if what != "" {
-			what += "; "
-		}
-		what += "images in the namespaces " + strings.Join(layers, ", ")
+	if len(images) > 0 {
+		what = append(what, "images "+someOf(images))
 	}
-	return api.Errorf(api.CodeInUse, "remove them first: ctr -n NAMESPACE containers rm ID, ctr -n NAMESPACE images rm --sync NAME", "containerd has %d snapshots of thaw: %s", len(held), what)
+	return api.Errorf(api.CodeInUse, "remove them first: ctr -n NAMESPACE containers rm ID, ctr -n NAMESPACE images rm --sync NAME", "containerd has %d snapshots of thaw: %s",
+		len(held), strings.Join(what, "; "))
+}
+
+// someOf names each once, and the first of many.
+func someOf(names []string) string {
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if n := len(names); n > shownSnapshots {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:shownSnapshots], ", "), n-shownSnapshots)
+	}
+	return strings.Join(names, ", ")
 }
 
 // splitKey takes a key of containerd's apart, which is namespace/number/name.
@@ -254,7 +263,7 @@ func (o *installOptions) carryOut(cmd *cobra.Command, p *install.Plan) error {
 				r.Next = append(r.Next, strings.Join(c, " "))
 			}
 		} else {
-			r.Notes = append(r.Notes, "services are not systemd's here: start thaw daemon and restart containerd as this host does")
+			r.Notes = append(r.Notes, p.ByHand())
 		}
 	}
 	if o.asJSON {

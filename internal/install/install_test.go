@@ -303,3 +303,98 @@ func TestSyntaxErrorHasPlace(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// fakeSystemctl is a systemctl that notes what it is told, and fails at what matches a
+// pattern of the shell.
+func fakeSystemctl(t *testing.T, o Options, fails string) (told func() []string) {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "log")
+	script := "#!/bin/sh\necho \"$@\" >>" + log + "\ncase \"$*\" in " + fails + ") echo no >&2; exit 1;; esac\n"
+	if err := os.WriteFile(filepath.Join(os.Getenv("PATH"), "systemctl"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(o.Destdir, "run/systemd/system"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return func() []string {
+		b, _ := os.ReadFile(log)
+		os.Remove(log)
+		return slices.DeleteFunc(strings.Split(strings.TrimSpace(string(b)), "\n"), func(l string) bool { return strings.HasPrefix(l, "is-active") })
+	}
+}
+
+func run(t *testing.T, p *Plan, err error) error {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Run(t.Context(), true)
+}
+
+func TestRestart(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	told := fakeSystemctl(t, o, "none")
+	check := func(what string, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, told()); diff != "" {
+			t.Errorf("%s tells systemd (-want +got):\n%s", what, diff)
+		}
+	}
+	p, err := New(t.Context(), o)
+	if err := run(t, p, err); err != nil {
+		t.Fatal(err)
+	}
+	check("installing", "daemon-reload", "enable thaw.service", "restart thaw.service", "restart containerd.service")
+	p, err = New(t.Context(), o)
+	if err := run(t, p, err); err != nil {
+		t.Fatal(err)
+	}
+	check("installing again", "daemon-reload", "enable thaw.service", "start thaw.service")
+	o.Program = []byte("newer")
+	p, err = New(t.Context(), o)
+	if err := run(t, p, err); err != nil {
+		t.Fatal(err)
+	}
+	check("a newer program", "daemon-reload", "enable thaw.service", "restart thaw.service")
+	p, err = NewEnd(o)
+	if err := run(t, p, err); err != nil {
+		t.Fatal(err)
+	}
+	check("the end", "restart containerd.service", "disable --now thaw.service", "daemon-reload")
+}
+
+func TestRestartK3s(t *testing.T) {
+	o := host(t, "")
+	o.Config = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
+	b, err := os.ReadFile("testdata/k3s.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(o.Destdir, o.Config), string(b))
+	told := fakeSystemctl(t, o, "'is-active --quiet k3s.service'")
+	p, err := New(t.Context(), o)
+	if err := run(t, p, err); err != nil {
+		t.Fatal(err)
+	}
+	if got := told(); !slices.Contains(got, "restart k3s-agent.service") {
+		t.Errorf("systemd was told %q", got)
+	}
+}
+
+// TestContainerdDoesNotStart: it gets its old configuration, and is started with
+// that.
+func TestContainerdDoesNotStart(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	before := tree(t, o.Destdir)[DefaultConfig]
+	told := fakeSystemctl(t, o, "'restart containerd.service'")
+	p, err := New(t.Context(), o)
+	if err := run(t, p, err); err == nil || !strings.Contains(err.Error(), "restart containerd") {
+		t.Errorf("got %v", err)
+	}
+	if after := tree(t, o.Destdir)[DefaultConfig]; after != before {
+		t.Errorf("the configuration stays changed:\n%s", after)
+	}
+	if got := told(); len(got) < 2 || got[len(got)-2] != got[len(got)-1] {
+		t.Errorf("containerd was not started again: %q", got)
+	}
+}

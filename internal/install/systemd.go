@@ -13,13 +13,9 @@ import (
 // Unit is thaw's service.
 const Unit = "thaw.service"
 
-// Managed reports whether services of this host are systemd's, and the host
-// itself is what was planned for.
+// Managed reports whether services of the host are systemd's.
 func (p *Plan) Managed() bool {
-	if p.opts.Destdir != "" {
-		return false
-	}
-	_, err := os.Stat("/run/systemd/system")
+	_, err := os.Stat(p.opts.at("/run/systemd/system"))
 	return err == nil
 }
 
@@ -55,6 +51,14 @@ func (p *Plan) Next(ctx context.Context) [][]string {
 	return [][]string{{"systemctl", "restart", unit}, {"systemctl", "restart", Unit}}
 }
 
+// ByHand says what is left to do on a host without systemd.
+func (p *Plan) ByHand() string {
+	if p.remove {
+		return "services are not systemd's here: restart containerd, and end thaw's daemon, as this host does"
+	}
+	return "services are not systemd's here: start thaw daemon --idle-exit=0s --containerd-listen " + p.opts.Socket + ", and restart containerd, as this host does"
+}
+
 // Run applies the plan and, with restart, has it take effect. Should containerd
 // not start with its new configuration, it is started with the one before.
 func (p *Plan) Run(ctx context.Context, restart bool) error {
@@ -64,13 +68,13 @@ func (p *Plan) Run(ctx context.Context, restart bool) error {
 	if err := p.Apply(ctx); err != nil || !restart {
 		return err
 	}
-	commands := p.Next(ctx)
+	commands := p.needed(ctx)
 	for i, c := range commands {
 		err := systemctl(ctx, c[1:]...)
 		if err == nil {
 			continue
 		}
-		if i < len(commands)-1 {
+		if i < len(commands)-1 || !p.ConfigChanged() {
 			return err
 		}
 		if rerr := p.Revert(); rerr != nil {
@@ -82,6 +86,21 @@ func (p *Plan) Run(ctx context.Context, restart bool) error {
 		return fmt.Errorf("%w; it runs with its configuration from before again", err)
 	}
 	return nil
+}
+
+// needed is Next without restarts of what runs as it should.
+func (p *Plan) needed(ctx context.Context) [][]string {
+	all := p.Next(ctx)
+	same := func(path string) bool {
+		return !slices.ContainsFunc(p.Files, func(f File) bool { return f.Path == path && f.Action != Keep })
+	}
+	if same(programPath) && same(unitPath) && same(unitDropIn) {
+		all[2] = []string{"systemctl", "start", Unit}
+	}
+	if !p.ConfigChanged() {
+		all = all[:3]
+	}
+	return all
 }
 
 // end lets containerd forget the snapshotter before that goes.

@@ -12,11 +12,11 @@ import (
 )
 
 // Held is a snapshot that containerd has of us, as the snapshotter at a socket
-// tells. Container is the key of a container's, or another one that is in use;
-// an image's layers have none.
+// tells.
 type Held struct {
-	Key       string // containerd's: namespace/number/name
-	Container bool
+	Key       string // containerd's: namespace/number/name; of a layer that is mounted lazily its chainID
+	Container bool   // a container's, or another one that is in use; else a layer
+	Image     string // what a lazy layer is of; empty for others
 }
 
 // List asks the snapshotter that listens at socket for all its snapshots.
@@ -40,7 +40,7 @@ func List(ctx context.Context, socket string) ([]Held, error) {
 			return nil, fmt.Errorf("list snapshots of %s: %w", socket, err)
 		}
 		for _, info := range r.Info {
-			held = append(held, Held{Key: info.Name, Container: info.Kind != snapshotsapi.Kind_COMMITTED})
+			held = append(held, Held{Key: info.Name, Container: info.Kind != snapshotsapi.Kind_COMMITTED, Image: info.Labels[ownImage]})
 		}
 	}
 }
