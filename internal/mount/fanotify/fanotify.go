@@ -37,7 +37,7 @@ import (
 const DefaultWorkers = 4096
 
 const (
-	settlePatience = time.Second // for Close to see its layers unused
+	settlePatience = 10 * time.Second // for Close to see its layers unused, on a busy machine
 	settleRetry    = 10 * time.Millisecond
 )
 
