@@ -16,6 +16,7 @@ import (
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon/api"
@@ -542,12 +543,21 @@ func (d *Daemon) takeDown(ctx context.Context, m *mounted) error {
 	return m.forget()
 }
 
+// runtimePatience is how long a runtime may go on when its thaw run was killed.
+const runtimePatience = 5 * time.Second
+
 // forget removes a mount's record and the files of its container.
 func (m *mounted) forget() error {
-	if err := os.RemoveAll(m.dir); err != nil {
-		return fmt.Errorf("remove %s: %w", m.dir, err)
+	// The runtime that a killed thaw run had started makes its directories yet.
+	for deadline := time.Now().Add(runtimePatience); ; time.Sleep(10 * time.Millisecond) {
+		err := os.RemoveAll(m.dir)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.ENOTEMPTY) || time.Now().After(deadline) {
+			return fmt.Errorf("remove %s: %w", m.dir, err)
+		}
 	}
-	return nil
 }
 
 // stopContainer kills the container of a mount, if it has one.
