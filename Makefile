@@ -31,9 +31,14 @@ build: ## build bin/thaw, static
 build-bench: build ## build also bin/thaw-bench-containerd: what thaw bench --vs-containerd needs
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-bench-containerd ./cmd/thaw-bench-containerd
 
+.PHONY: build-otel
+build-otel: build ## build also bin/thaw-otel, which sends traces of starts to OpenTelemetry
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-otel ./cmd/thaw-otel
+
 .PHONY: install
 install: build ## put it into PREFIX/bin (/usr/local)
 	install -D -m 0755 bin/thaw '$(DESTDIR)$(PREFIX)/bin/thaw'
+	[ ! -e bin/thaw-otel ] || install -D -m 0755 bin/thaw-otel '$(DESTDIR)$(PREFIX)/bin/thaw-otel'
 
 .PHONY: test
 test: ## all tests, from nothing (root); TEST_PACKAGES=./cmd/thaw TEST_FLAGS='-run TestKill' for some

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -22,6 +23,7 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/spans"
 	"github.com/thaw-project/thaw/internal/systemd"
 	"github.com/thaw-project/thaw/internal/trust"
 )
@@ -208,7 +210,7 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, ImageService: cfg.Containerd.ImageService, Address: cfg.Containerd.Address, Mode: cfg.ImageMode},
 		Credentials: daemon.Credentials{InMemory: cfg.Credentials.Keep == config.CredentialsMemory, KeyFile: cfg.Credentials.Key,
 			Providers: cfg.Credentials.Providers, ProvidersDir: cfg.Credentials.ProvidersDir},
-		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Mode: cfg.Mount, Background: rate,
+		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Spans: spansCommand(exe, log), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
@@ -404,4 +406,21 @@ func newDaemonStopCommand(g *globalOptions) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "take away what is mounted, and kill containers that use it")
 	return cmd
+}
+
+// spansCommand is the program that sends traces, if the environment asks for them.
+func spansCommand(exe string, log *slog.Logger) []string {
+	if !spans.Wanted(os.Getenv) {
+		return nil
+	}
+	beside := filepath.Join(filepath.Dir(exe), spans.Program)
+	if _, err := os.Stat(beside); err == nil {
+		return []string{beside}
+	}
+	path, err := exec.LookPath(spans.Program)
+	if err != nil {
+		log.Error("no traces are sent: make build-otel makes the program for them", "err", err)
+		return nil
+	}
+	return []string{path}
 }

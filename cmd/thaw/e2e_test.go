@@ -22,6 +22,8 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/lab"
 	"github.com/thaw-project/thaw/internal/mount"
+	"github.com/thaw-project/thaw/internal/spans"
+	"github.com/thaw-project/thaw/internal/spans/export"
 	"github.com/thaw-project/thaw/internal/testenv"
 )
 
@@ -40,6 +42,12 @@ const patience = 3 * time.Minute
 const atOnce = 6
 
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == spans.Program {
+		if err := export.Serve(context.Background(), os.Stdin); err != nil {
+			panic(err)
+		}
+		return
+	}
 	if os.Getenv(envBeThaw) != "" {
 		if exe, err := os.Executable(); err == nil && strings.HasPrefix(filepath.Base(exe), programPrefix) {
 			version = filepath.Base(exe)

@@ -72,7 +72,7 @@ func (f *mountFlags) mountRequest(image string) (api.MountRequest, error) {
 	if err != nil {
 		return api.MountRequest{}, usageError{err}
 	}
-	return api.MountRequest{ImageRequest: f.request(image), Mode: f.mode, Background: rate}, nil
+	return api.MountRequest{ImageRequest: f.request(image), Mode: f.mode, Background: rate, Traceparent: os.Getenv("TRACEPARENT")}, nil
 }
 
 // absLayout makes the directory of an oci: reference absolute: the daemon is

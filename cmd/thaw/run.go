@@ -333,7 +333,7 @@ func (r *runner) mark(phase string, at time.Time) {
 // and, once the container is ready, for what it holds back until then. A daemon that
 // died meanwhile does none of that.
 func (r *runner) tell(ctx context.Context) {
-	r.times.Begun = r.line.begun
+	r.times.Begun, r.times.ReadyComes = r.line.begun, r.opts.ready != ""
 	_ = r.client.Tell(ctx, r.mount.ID, r.times)
 }
 

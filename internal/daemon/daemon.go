@@ -38,6 +38,7 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
 	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/spans"
 	"github.com/thaw-project/thaw/internal/systemd"
 	"github.com/thaw-project/thaw/internal/tracestore"
 	"github.com/thaw-project/thaw/internal/trust"
@@ -75,6 +76,9 @@ type Config struct {
 	Log    *slog.Logger
 	// Metrics is the TCP address at which Prometheus is answered; empty: none is.
 	Metrics string
+	// Spans is the command of the program that is told of starts, see package spans;
+	// empty: none is.
+	Spans []string
 }
 
 // Daemon serves one state directory.
@@ -99,6 +103,7 @@ type Daemon struct {
 	counts    *counts
 	recorder  recorder
 	fallbacks *fallback.Log
+	spans     *spans.Sender               // nil when nobody is told
 	ended     *journal.Journal[api.Mount] // mounts that were taken away
 	traces    *tracestore.Store
 
@@ -174,6 +179,9 @@ func Run(ctx context.Context, cfg Config) error {
 	d.fallbacks = fallback.Open(filepath.Join(cfg.Root, "fallbacks.json"), d.log)
 	d.ended = journal.Open[api.Mount](filepath.Join(cfg.Root, "ended.jsonl"), endedKept, d.log)
 	defer d.ended.Close()
+	if len(cfg.Spans) > 0 {
+		d.spans = spans.NewSender(cfg.Spans, d.log)
+	}
 	if err := d.openCredentials(); err != nil {
 		return err
 	}
@@ -290,6 +298,7 @@ func (d *Daemon) shutdown() error {
 	d.sched.Close()
 	d.wg.Wait()
 	d.pulls.wg.Wait() // nobody waits for them any more, so they are cancelled
+	d.spans.Close(spansPatience(upgrade))
 	d.layers.closeAll()
 	if left > 0 || upgrade || d.mounter == nil {
 		return nil

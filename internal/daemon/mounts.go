@@ -71,7 +71,9 @@ type mounted struct {
 
 	mu         sync.Mutex // guards what follows
 	unmounting bool
-	times      api.Times // of its container, as thaw run told them
+	ended      *api.Mount    // as it was before it was taken away
+	times      api.Times     // of its container, as thaw run told them
+	news       chan struct{} // told of new times; nil when nobody follows its start
 	complete   bool
 	doneAt     time.Time
 	err        error
@@ -168,6 +170,9 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 	}
 	d.counts.mounted(m)
 	d.adopt(m)
+	if d.spans != nil {
+		d.wg.Go(func() { d.followStart(m) })
+	}
 	if m.Snapshot {
 		return nil // the image is remembered already, and its fallbacks are told once
 	}
@@ -501,6 +506,9 @@ func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
 	m.cancel()
 	ended := d.describe(m, false)
 	ended.Ended = time.Now()
+	m.mu.Lock()
+	m.ended = ended
+	m.mu.Unlock()
 	err := d.takeDown(ctx, m)
 	d.ended.Add(*ended)
 	d.mu.Lock()

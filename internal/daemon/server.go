@@ -158,6 +158,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		defer d.start()()
 		t := &task{req: req.ImageRequest, event: event}
 		defer d.end(t)
+		begun := time.Now()
 		pid := int(r.Context().Value(peerKey{}).(*unix.Ucred).Pid)
 		if pid == 0 && req.Dir == "" {
 			return nil, api.Errorf(api.CodeUnsupported, "run thaw where the daemon runs", "the caller is in another PID namespace: its end could not be seen")
@@ -166,6 +167,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			if ctx.Err() == nil {
 				d.counts.fail(failMount)
+				d.startFailed(req, t, begun, err)
 			}
 			return nil, err
 		}

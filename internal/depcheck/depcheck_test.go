@@ -30,12 +30,12 @@ var floors = []struct {
 	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
 		"./internal/trace", "./internal/health"}},
 	{"index", []string{"./internal/index"}},
-	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/systemd"}},
+	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd"}},
 	{"engines", []string{"./internal/criproxy", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch", "./internal/install"}},
 	{"measuring", []string{"./internal/bench", "./internal/bench/containerd"}},
-	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd"}},
+	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd", "./cmd/thaw-otel"}},
 }
 
 // forbidden edges that the floors would allow. Patterns are Go's: "x/..." is x
@@ -91,6 +91,10 @@ var forbidden = []struct {
 		"gRPC is how containerd speaks; nothing else does"},
 	{[]string{"./internal/tomledit", "./deploy"}, []string{"./internal/..."}, false,
 		"text of other people's files is all that it knows"},
+	{[]string{"./cmd/thaw"}, []string{"./internal/spans/export", "go.opentelemetry.io/otel/sdk/..."}, false,
+		"who wants no traces pays nothing for them: the SDK is in cmd/thaw-otel"},
+	{[]string{"./internal/spans"}, []string{"./internal/...", "go.opentelemetry.io/..."}, false,
+		"it starts a program and writes lines"},
 	{[]string{"./internal/lab"}, []string{"./internal/..."}, false,
 		"the lab judges our registry client, so it shares no code with it"},
 	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/powercut", "./internal/mount/mounttest", "./internal/layertar/layertartest", "testing"}, false,

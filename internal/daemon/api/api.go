@@ -71,6 +71,8 @@ type MountRequest struct {
 	// Record asks for a recording of what the container reads until it is ready
 	// and shortly after; nil: none.
 	Record *Record `json:"record,omitempty"`
+	// Traceparent is the W3C trace context that the start belongs to; may be empty.
+	Traceparent string `json:"traceparent,omitempty"`
 }
 
 // Record says what is recorded.
@@ -83,10 +85,11 @@ type Record struct {
 
 // Times are when phases of a run were over, since its begin; 0: not yet.
 type Times struct {
-	Begun   time.Time     `json:"begun,omitzero"`
-	Created time.Duration `json:"createdNs,omitempty"`
-	Started time.Duration `json:"startedNs,omitempty"`
-	Ready   time.Duration `json:"readyNs,omitempty"`
+	Begun      time.Time     `json:"begun,omitzero"`
+	ReadyComes bool          `json:"readyComes,omitempty"` // it will be told when the container is ready
+	Created    time.Duration `json:"createdNs,omitempty"`
+	Started    time.Duration `json:"startedNs,omitempty"`
+	Ready      time.Duration `json:"readyNs,omitempty"`
 }
 
 // Phase is a part of a start with its limits.
