@@ -15,6 +15,7 @@ package credentials
 import (
 	"context"
 	"errors"
+	"iter"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -31,22 +32,21 @@ type Source interface {
 // package registry asks.
 type Chain []Source
 
-// Candidates returns what all sources have for a repository. A source that fails
-// is an error only if no other has anything.
-func (c Chain) Candidates(ctx context.Context, target authn.Resource) ([]authn.AuthConfig, error) {
-	var all []authn.AuthConfig
-	var errs []error
-	for _, s := range c {
-		found, err := s.Credentials(ctx, repositoryOf(target))
-		if err != nil {
-			errs = append(errs, err)
+// Candidates asks one source after the other, as long as more is wanted.
+func (c Chain) Candidates(ctx context.Context, target authn.Resource) iter.Seq2[authn.AuthConfig, error] {
+	return func(yield func(authn.AuthConfig, error) bool) {
+		for _, s := range c {
+			found, err := s.Credentials(ctx, repositoryOf(target))
+			if err != nil && !yield(authn.AuthConfig{}, err) {
+				return
+			}
+			for _, cfg := range found {
+				if !yield(cfg, nil) {
+					return
+				}
+			}
 		}
-		all = append(all, found...)
 	}
-	if len(all) > 0 {
-		return all, nil
-	}
-	return nil, errors.Join(errs...)
 }
 
 // Resolve implements authn.Keychain.
@@ -56,14 +56,14 @@ func (c Chain) Resolve(target authn.Resource) (authn.Authenticator, error) {
 
 // ResolveContext implements authn.ContextKeychain: the likeliest one.
 func (c Chain) ResolveContext(ctx context.Context, target authn.Resource) (authn.Authenticator, error) {
-	all, err := c.Candidates(ctx, target)
-	if err != nil {
-		return nil, err
+	var errs []error
+	for cfg, err := range c.Candidates(ctx, target) {
+		if err == nil {
+			return authn.FromConfig(cfg), nil
+		}
+		errs = append(errs, err)
 	}
-	if len(all) == 0 {
-		return authn.Anonymous, nil
-	}
-	return authn.FromConfig(all[0]), nil
+	return authn.Anonymous, errors.Join(errs...)
 }
 
 // Keychain makes a source of a keychain, such as docker's.

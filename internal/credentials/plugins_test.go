@@ -152,12 +152,16 @@ func TestPluginsThatFail(t *testing.T) {
 		}
 		s := open(t, StoreOptions{})
 		target := resource{"1.dkr.ecr.eu.amazonaws.com", repository}
-		if _, err := (Chain{p, s}).Candidates(t.Context(), target); err == nil {
+		if _, err := (Chain{p, s}).ResolveContext(t.Context(), target); err == nil {
 			t.Errorf("%s: nobody knows anything, and that is no error", c.script)
 		}
 		s.Offer(repository, alice)(true)
-		if got, err := (Chain{p, s}).Candidates(t.Context(), target); err != nil || len(got) != 1 || got[0] != alice {
-			t.Errorf("%s: got %v, %v", c.script, got, err)
+		got, err := (Chain{p, s}).ResolveContext(t.Context(), target)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cfg, err := got.Authorization(); err != nil || cfg.Username != alice.Username {
+			t.Errorf("%s: got %v, %v", c.script, cfg, err)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"slices"
 	"sync"
@@ -169,28 +170,28 @@ func (a *auth) fetch(ctx context.Context, info *requestInfo) (*credential, error
 }
 
 // Candidates is what a keychain may be besides: one that knows several credentials
-// for a repository, the likeliest first. None is no error.
+// for a repository, the likeliest first. Those that are not reached are not asked
+// for. An error is of one source, others follow; none at all is no error.
 type Candidates interface {
-	Candidates(ctx context.Context, target authn.Resource) ([]authn.AuthConfig, error)
+	Candidates(ctx context.Context, target authn.Resource) iter.Seq2[authn.AuthConfig, error]
 }
 
-func candidates(ctx context.Context, keys authn.Keychain, target resource) ([]authn.AuthConfig, error) {
+func candidates(ctx context.Context, keys authn.Keychain, target resource) iter.Seq2[authn.AuthConfig, error] {
 	if several, ok := keys.(Candidates); ok {
-		all, err := several.Candidates(ctx, target)
-		if err == nil && len(all) == 0 {
-			all = []authn.AuthConfig{{}}
+		return several.Candidates(ctx, target)
+	}
+	return func(yield func(authn.AuthConfig, error) bool) {
+		authenticator, err := authn.Resolve(ctx, keys, target)
+		if err != nil {
+			yield(authn.AuthConfig{}, err)
+			return
 		}
-		return all, err
+		cfg, err := authn.Authorization(ctx, authenticator)
+		if err != nil {
+			cfg = &authn.AuthConfig{}
+		}
+		yield(*cfg, err)
 	}
-	authenticator, err := authn.Resolve(ctx, keys, target)
-	if err != nil {
-		return nil, err
-	}
-	cfg, err := authn.Authorization(ctx, authenticator)
-	if err != nil {
-		return nil, err
-	}
-	return []authn.AuthConfig{*cfg}, nil
 }
 
 // obtain asks the keychain and, for bearer, the token server. Of several candidates
@@ -199,29 +200,56 @@ func candidates(ctx context.Context, keys authn.Keychain, target resource) ([]au
 func (a *auth) obtain(ctx context.Context, info *requestInfo) (*credential, error) {
 	key := authKey(info)
 	target := resource{a.endpoint.credentialHost, info.repository}
-	all, err := candidates(ctx, a.client.opts.Keychain, target)
-	if err != nil {
-		return nil, &Error{Op: "find credentials", Registry: target.registry, Repository: info.repository, Err: err}
+	a.mu.Lock()
+	old := slices.Clone(a.refused[key])
+	a.mu.Unlock()
+	var bad []authn.AuthConfig
+	var errs []error
+	var last error
+	found := false
+	for cfg, err := range candidates(ctx, a.client.opts.Keychain, target) {
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found = true
+		if slices.Contains(old, cfg) {
+			bad = append(bad, cfg)
+			continue
+		}
+		var cred *credential
+		if cred, last = a.try(ctx, info, cfg); !errors.Is(last, ErrUnauthorized) {
+			return cred, last
+		}
+	}
+	if !found && len(errs) > 0 {
+		return nil, &Error{Op: "find credentials", Registry: target.registry, Repository: info.repository, Err: errors.Join(errs...)}
+	}
+	if !found {
+		bad = []authn.AuthConfig{{}}
 	}
 	a.mu.Lock()
-	old := a.refused[key]
-	good := slices.DeleteFunc(slices.Clone(all), func(cfg authn.AuthConfig) bool { return slices.Contains(old, cfg) })
-	bad := slices.DeleteFunc(slices.Clone(all), func(cfg authn.AuthConfig) bool { return slices.Contains(good, cfg) })
-	if len(good) == 0 {
-		delete(a.refused, key)
-	}
+	delete(a.refused, key)
 	a.mu.Unlock()
-	for _, cfg := range append(good, bad...) {
+	for _, cfg := range bad {
 		var cred *credential
-		if cred, err = a.build(ctx, info, &cfg); err == nil {
-			cred.from = cfg
-			return cred, nil
+		if cred, last = a.try(ctx, info, cfg); !errors.Is(last, ErrUnauthorized) {
+			return cred, last
 		}
-		if !errors.Is(err, ErrUnauthorized) {
-			break
-		}
+	}
+	return nil, last
+}
+
+// try makes a credential of one candidate.
+func (a *auth) try(ctx context.Context, info *requestInfo, cfg authn.AuthConfig) (*credential, error) {
+	cred, err := a.build(ctx, info, &cfg)
+	if err == nil {
+		cred.from = cfg
+		return cred, nil
+	}
+	if errors.Is(err, ErrUnauthorized) {
 		a.mu.Lock()
-		a.refuse(key, cfg)
+		a.refuse(authKey(info), cfg)
 		a.mu.Unlock()
 	}
 	return nil, err

@@ -3,6 +3,8 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
+	"iter"
 	"net/http"
 	"sync"
 	"testing"
@@ -23,10 +25,20 @@ func (r *ring) set(all ...authn.AuthConfig) {
 	r.all = all
 }
 
-func (r *ring) Candidates(context.Context, authn.Resource) ([]authn.AuthConfig, error) {
+func (r *ring) Candidates(context.Context, authn.Resource) iter.Seq2[authn.AuthConfig, error] {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.all, nil
+	all := r.all
+	return func(yield func(authn.AuthConfig, error) bool) {
+		if !yield(authn.AuthConfig{}, errors.New("a source that fails")) && len(all) == 0 {
+			return
+		}
+		for _, cfg := range all {
+			if !yield(cfg, nil) {
+				return
+			}
+		}
+	}
 }
 
 func (r *ring) Resolve(authn.Resource) (authn.Authenticator, error) { return authn.Anonymous, nil }
