@@ -177,18 +177,35 @@ func (t *watchTask) image(ctx context.Context, repo registry.Repository, ref oci
 	if why, detail := artifact(manifest); why != "" {
 		return skipped(ref, "", why, detail), nil
 	}
-	img, err := registry.FetchConfig(ctx, repo, ref, manifest)
+	m, _, err := oci.ParseManifest(manifest)
+	var unsupported *oci.UnsupportedError
+	if errors.As(err, &unsupported) { // such as an attestation, whose config is an image's
+		return skipped(ref, "", watch.ReasonNotImage, unsupported.Error()), nil
+	}
 	if err != nil {
 		return watch.Outcome{}, err
 	}
-	platform := oci.FormatPlatform(img.Config.Platform)
+	config, err := repo.Blob(ctx, m.Config)
+	if err != nil {
+		return watch.Outcome{}, err
+	}
+	var p v1.Platform
+	if err := json.Unmarshal(config, &p); err != nil {
+		return watch.Outcome{}, fmt.Errorf("decode config %s: %w", m.Config.Digest, err)
+	}
+	platform := oci.FormatPlatform(p)
+	if !t.wanted(p) {
+		return skipped(ref, platform, watch.ReasonPlatform, ""), nil
+	}
+	img, err := oci.ParseImage(manifest, config)
+	if err != nil {
+		return watch.Outcome{}, err
+	}
+	img.Reference = ref
 	skip := func(why watch.Reason, detail string) (watch.Outcome, error) {
 		o := skipped(ref, platform, why, detail)
 		o.ImageBytes = img.SizeBytes()
 		return o, nil
-	}
-	if !t.wanted(img.Config.Platform) {
-		return skip(watch.ReasonPlatform, "")
 	}
 	if n := img.SizeBytes(); n < t.minSize {
 		return skip(watch.ReasonTooSmall, fmt.Sprintf("layers of %s, less than %s", units.HumanSize(float64(n)), units.HumanSize(float64(t.minSize))))

@@ -1,75 +1,80 @@
 package watch
 
 import (
-	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	"github.com/thaw-project/thaw/internal/metrics"
 )
 
-// metrics are counted since the start.
-type metrics struct {
+// counts are made since the start.
+type counts struct {
 	retries atomic.Int64
 	refused atomic.Int64 // notifications, for the queue was full or could not be kept
 	denied  atomic.Int64 // without the secret
+	took    *metrics.Histogram
 
-	mu      sync.Mutex // guards all below
-	taken   map[[2]string]int64
-	images  map[[2]string]int64 // by result and reason
-	bytes   int64               // of layers of what was indexed
-	seconds float64
+	mu     sync.Mutex          // guards all below
+	events map[[2]string]int64 // by format and what was decided
+	images map[[2]string]int64 // by result and reason
+	bytes  int64               // of layers of what was indexed
 }
 
-func (m *metrics) init() {
-	m.taken, m.images = map[[2]string]int64{}, map[[2]string]int64{}
+func (c *counts) init() {
+	c.events, c.images = map[[2]string]int64{}, map[[2]string]int64{}
+	c.took = metrics.NewHistogram(time.Second, 5*time.Second, 15*time.Second, time.Minute, 5*time.Minute, 15*time.Minute, time.Hour)
 }
 
 // event counts what a notification told of, by format and what was decided.
-func (m *metrics) event(format string, o Outcome) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (c *counts) event(format string, o Outcome) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	what := o.Result
 	if o.Reason != "" {
 		what = string(o.Reason)
 	}
-	m.taken[[2]string{format, what}]++
+	c.events[[2]string{format, what}]++
 }
 
-func (m *metrics) outcome(o Outcome) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.images[[2]string{o.Result, string(o.Reason)}]++
+func (c *counts) outcome(o Outcome) {
 	if o.Result == ResultIndexed {
-		m.bytes += o.ImageBytes
-		m.seconds += o.Seconds
+		c.took.Observe(time.Duration(o.Seconds * float64(time.Second)))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.images[[2]string{o.Result, string(o.Reason)}]++
+	if o.Result == ResultIndexed {
+		c.bytes += o.ImageBytes
 	}
 }
 
-// write prints all in Prometheus' text format.
-// https://prometheus.io/docs/instrumenting/exposition_formats/
-// Labels need no escaping: their values are constants of this package.
-func (m *metrics) write(w io.Writer, queued, running, limit int) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	one := func(name, kind, help string, v any) {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %v\n", name, help, name, kind, name, v)
+// gather is a metrics.Handler's.
+func (w *Watcher) gather(s *metrics.Set) {
+	c := &w.counts
+	s.Counter("thaw_watch_retries_total", "Attempts that failed and are made again.", float64(c.retries.Load()))
+	s.Counter("thaw_watch_refused_total", "Notifications that were told to come again, for there was no room.", float64(c.refused.Load()))
+	s.Counter("thaw_watch_denied_total", "Requests without the secret.", float64(c.denied.Load()))
+	queued, running := w.queue.counts()
+	s.Gauge("thaw_watch_queue_images", "Images in the queue.", float64(queued))
+	s.Gauge("thaw_watch_queue_running_images", "Of these, how many are worked on.", float64(running))
+	s.Gauge("thaw_watch_queue_limit_images", "How many the queue takes.", float64(w.opts.Queue))
+	c.took.Put(s, "thaw_watch_index_seconds", "Time that the images took that were indexed.")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.Counter("thaw_watch_indexed_bytes_total", "Layers of the images that were indexed, as served.", float64(c.bytes))
+	for _, k := range sorted(c.events) {
+		s.Counter("thaw_watch_events_total", "What notifications told of, by format and what was decided at once.", float64(c.events[k]),
+			metrics.Label{Name: "format", Value: k[0]}, metrics.Label{Name: "decision", Value: k[1]})
 	}
-	many := func(name, help string, labels [2]string, values map[[2]string]int64) {
-		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s counter\n", name, help, name)
-		for _, k := range slices.SortedFunc(maps.Keys(values), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
-			fmt.Fprintf(w, "%s{%s=%q,%s=%q} %d\n", name, labels[0], k[0], labels[1], k[1], values[k])
-		}
+	for _, k := range sorted(c.images) {
+		s.Counter("thaw_watch_images_total", "Images that were looked at, by result and reason.", float64(c.images[k]),
+			metrics.Label{Name: "result", Value: k[0]}, metrics.Label{Name: "reason", Value: k[1]})
 	}
-	many("thaw_watch_events_total", "What notifications told of, by format and what was decided at once.", [2]string{"format", "decision"}, m.taken)
-	many("thaw_watch_images_total", "Images that were looked at, by result and reason.", [2]string{"result", "reason"}, m.images)
-	one("thaw_watch_retries_total", "counter", "Attempts that failed and are made again.", m.retries.Load())
-	one("thaw_watch_refused_total", "counter", "Notifications that were told to come again, for there was no room.", m.refused.Load())
-	one("thaw_watch_denied_total", "counter", "Requests without the secret.", m.denied.Load())
-	one("thaw_watch_indexed_bytes_total", "counter", "Layers of the images that were indexed, as served.", m.bytes)
-	one("thaw_watch_index_seconds_total", "counter", "Time that these took.", m.seconds)
-	one("thaw_watch_queue_images", "gauge", "Images in the queue.", queued)
-	one("thaw_watch_queue_running_images", "gauge", "Of these, how many are worked on.", running)
-	one("thaw_watch_queue_limit_images", "gauge", "How many the queue takes.", limit)
+}
+
+func sorted(m map[[2]string]int64) [][2]string {
+	return slices.SortedFunc(maps.Keys(m), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) })
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/thaw-project/thaw/internal/metrics"
 )
 
 // version is the version of all JSON that is answered.
@@ -94,11 +96,7 @@ func (w *Watcher) Handler() http.Handler {
 		}
 		_, _ = io.WriteString(rw, "ok\n") // the client is gone: nobody to tell
 	})
-	mux.HandleFunc("GET /metrics", func(rw http.ResponseWriter, _ *http.Request) {
-		rw.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		queued, running := w.queue.counts()
-		w.metrics.write(rw, queued, running, w.opts.Queue)
-	})
+	mux.Handle("GET /metrics", metrics.Handler(w.gather))
 	return mux
 }
 
@@ -123,7 +121,7 @@ func (w *Watcher) authorized(next http.HandlerFunc) http.HandlerFunc {
 			ok = subtle.ConstantTimeCompare(sum(given), s) == 1 || ok
 		}
 		if !ok {
-			w.metrics.denied.Add(1)
+			w.counts.denied.Add(1)
 			w.opts.Log.Warn("request without the secret", "from", r.RemoteAddr, "path", r.URL.Path)
 			rw.Header().Set("WWW-Authenticate", `Bearer realm="thaw index watch"`)
 			writeError(rw, http.StatusUnauthorized, "want the secret as Authorization: Bearer SECRET")
@@ -155,7 +153,7 @@ func (w *Watcher) serveNotify(rw http.ResponseWriter, r *http.Request) {
 	}
 	format, events, err := Decode(b, w.opts.Registry)
 	if err != nil {
-		w.metrics.event(FormatUnknown, Outcome{Reason: ReasonMalformed})
+		w.counts.event(FormatUnknown, Outcome{Reason: ReasonMalformed})
 		w.opts.Log.Warn("notification is not understood", "from", r.RemoteAddr, "err", err)
 		writeError(rw, http.StatusBadRequest, err.Error())
 		return
@@ -168,7 +166,7 @@ func (w *Watcher) serveNotify(rw http.ResponseWriter, r *http.Request) {
 			w.refuse(rw, e, err)
 			return
 		}
-		w.metrics.event(format, o)
+		w.counts.event(format, o)
 		w.opts.Log.Debug("event", "format", format, "image", o.Image, "result", o.Result, "reason", o.Reason, "detail", o.Detail)
 		out.Images = append(out.Images, o)
 		items = append(items, it)
@@ -185,7 +183,7 @@ func (w *Watcher) body(rw http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	case w.taking <- struct{}{}:
 		defer func() { <-w.taking }()
 	default:
-		w.metrics.refused.Add(1)
+		w.counts.refused.Add(1)
 		again(rw, time.Second)
 		writeError(rw, http.StatusServiceUnavailable, "too many notifications at once")
 		return nil, false
@@ -211,7 +209,7 @@ func (w *Watcher) body(rw http.ResponseWriter, r *http.Request) ([]byte, bool) {
 // refuse has the sender come again with all of the notification. What of it is in
 // the queue already is not taken twice then.
 func (w *Watcher) refuse(rw http.ResponseWriter, e Event, err error) {
-	w.metrics.refused.Add(1)
+	w.counts.refused.Add(1)
 	w.opts.Log.Warn("notification is refused", "image", e.Image.String(), "err", err)
 	again(rw, retryAfter)
 	writeError(rw, http.StatusServiceUnavailable, err.Error())

@@ -55,7 +55,7 @@ type Watcher struct {
 	opts    Options
 	secrets [][]byte // digests of Options.Secrets
 	queue   *queue
-	metrics metrics
+	counts  counts
 	taking  chan struct{} // bounds notifications that are read at once
 	drain   chan struct{} // closed when the end was asked for
 	ending  atomic.Bool
@@ -81,7 +81,7 @@ func New(opts Options) (*Watcher, error) {
 	for _, s := range opts.Secrets {
 		w.secrets = append(w.secrets, sum(s))
 	}
-	w.metrics.init()
+	w.counts.init()
 	q, warning, err := openQueue(filepath.Join(opts.Dir, "queue.json"), opts.Queue)
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func (w *Watcher) attempt(ctx context.Context, it *item) {
 	}
 	if err != nil && Retryable(err) && it.attempts < w.opts.Attempts {
 		after := backoff(w.opts.Backoff, it.attempts)
-		w.metrics.retries.Add(1)
+		w.counts.retries.Add(1)
 		log.Warn("image is tried again", "after", after.Round(time.Millisecond), "err", err)
 		w.queue.again(it, after)
 		return
@@ -239,7 +239,7 @@ func backoff(first time.Duration, attempts int) time.Duration {
 
 // done tells of an outcome in all the ways there are.
 func (w *Watcher) done(o Outcome) {
-	w.metrics.outcome(o)
+	w.counts.outcome(o)
 	attrs := []any{"image", o.Image, "platform", o.Platform, "seconds", o.Seconds}
 	switch o.Result {
 	case ResultIndexed:

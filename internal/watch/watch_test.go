@@ -20,6 +20,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/goleak"
 
 	"github.com/thaw-project/thaw/internal/oci"
@@ -98,11 +99,13 @@ func (r reply) results() []string {
 
 // serve runs a watcher; what it returns ends it and waits. There is no port:
 // notifications are posted to its handler.
-func (w *Watcher) serve(t testing.TB) (end func()) {
+func (w *Watcher) serve(t testing.TB) (end func()) { return w.serveUntil(t, nil) }
+
+func (w *Watcher) serveUntil(t testing.TB, kill <-chan struct{}) (end func()) {
 	l := newNoListener()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- w.Serve(ctx, l, nil, nil) }()
+	go func() { done <- w.Serve(ctx, l, nil, kill) }()
 	return func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -184,6 +187,10 @@ func TestFull(t *testing.T) {
 		if !strings.Contains(metrics, "\n"+line+"\n") {
 			t.Errorf("metrics lack %s:\n%s", line, metrics)
 		}
+	}
+	problems, err := promlint.New(strings.NewReader(metrics)).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("metrics: %v, %v", problems, err)
 	}
 	if got := w.post(t, "/notify", push(9, 1)); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
 		t.Errorf("after its end: %d", got.status)
@@ -322,7 +329,7 @@ func TestDrain(t *testing.T) {
 // the next one's, and an image that kills processes is not tried for ever.
 func TestKilled(t *testing.T) {
 	opts := options(t)
-	opts.Drain = 0
+	opts.Drain = time.Hour
 	begun := make(chan struct{}, 10)
 	block := func(ctx context.Context, _ oci.Reference) ([]Outcome, error) {
 		begun <- struct{}{}
@@ -331,7 +338,8 @@ func TestKilled(t *testing.T) {
 	}
 	opts.Index = block
 	w := newWatcher(t, opts)
-	end := w.serve(t)
+	kill := make(chan struct{})
+	end := w.serveUntil(t, kill)
 	w.post(t, "/notify", push(1, 2))
 	<-begun
 	if b, err := os.ReadFile(filepath.Join(opts.Dir, "queue.json")); err != nil || !strings.Contains(string(b), `"attempts":1`) {
@@ -340,6 +348,7 @@ func TestKilled(t *testing.T) {
 	if _, err := New(opts); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("two have the queue: %v", err)
 	}
+	close(kill) // as a second Ctrl-C does
 	end()
 	w.Close()
 
