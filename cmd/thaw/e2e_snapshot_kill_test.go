@@ -97,7 +97,11 @@ func (m *snapModel) step(random *rand.Rand) bool {
 	}
 	slices.Sort(committed)
 	slices.Sort(active)
-	switch what := random.IntN(10); {
+	what := random.IntN(10)
+	if len(m.parents) > 30 { // each is looked at after each kill
+		what = 9
+	}
+	switch {
 	case len(committed) == 0 || what < 2:
 		return m.pull(random.IntN(len(m.images)))
 	case what < 5 || len(active) == 0:

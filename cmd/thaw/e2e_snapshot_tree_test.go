@@ -13,7 +13,7 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon/api"
 )
 
-// TestSnapshotLikeOverlay compares every chain of a real image with what containerd unpacks into its own
+// TestSnapshotLikeOverlay compares a real image with what containerd unpacks into its own
 // overlayfs snapshotter.
 func TestSnapshotLikeOverlay(t *testing.T) {
 	layout, _ := corpus(t, "nginx")
@@ -29,8 +29,8 @@ func TestSnapshotLikeOverlay(t *testing.T) {
 	n.unpack(theirs, layout, img)
 	n.pull(img)
 	for i, chain := range img.chains {
-		if i == 1 && os.Getenv("THAW_LONG") == "" {
-			continue
+		if i < len(img.chains)-1 && os.Getenv("THAW_LONG") == "" {
+			continue // TestSnapshotChains has parts
 		}
 		var want tree
 		mounts, err := theirs.View(t.Context(), n.key("theirs"), chain)

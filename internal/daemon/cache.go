@@ -87,6 +87,9 @@ func (d *Daemon) remove(ctx context.Context, name string) ([]layerstore.Info, er
 	if err != nil && !slices.Contains(d.store.Owners(), pinOwner(ref)) {
 		return nil, api.Errorf(api.CodeNotFound, "thaw cache ls lists what is here", "image %s is not on this node", ref)
 	}
+	if stored != nil && stored.Snapshots {
+		return nil, api.Errorf(api.CodeInUse, "remove it from containerd", "containerd has snapshots of image %s", ref)
+	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("forget image %s: %w", ref, err)
 	}

@@ -48,8 +48,11 @@ func (d *Daemon) entries(ctx context.Context, img *image, i int) ([]layertar.Ent
 	if local, err := d.indexes.Layer(il.Blob); err == nil && local.DiffID == il.DiffID {
 		return local.Entries, nil
 	}
-	if l := d.layers.get(il.Blob); l != nil && l.store.Complete() && l.store.Meta().DiffID == il.DiffID {
-		return layertar.ReadAllAt(contextReaderAt{ctx, l.store.File()}, il.TarBytes, layertar.DefaultLimits())
+	if l, err := d.use(ctx, img, i, nil); err == nil {
+		defer d.drop(l)
+		if l.store.Complete() {
+			return layertar.ReadAllAt(contextReaderAt{ctx, l.store.File()}, il.TarBytes, layertar.DefaultLimits())
+		}
 	}
 	b, err := img.repo.Blob(ctx, v1.Descriptor{MediaType: index.MediaTypeLayer, Digest: il.Index, Size: il.IndexBytes})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -41,6 +42,8 @@ const (
 
 // modeLabel is an image's own wish: a label in its config.
 const modeLabel = "thaw.dev/mode"
+
+var errLabelOff = &declined{fallback.Configured, fmt.Errorf("the image's label %s leaves it to containerd", modeLabel)}
 
 // imageSnapshots has images for containerd's snapshots. An image that was taken is
 // remembered durably, its layers are pinned, and its first layers are mounted
@@ -153,13 +156,16 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager && mode != SnapshotEager, event: func(api.Event) {}}
 	defer d.end(t)
 	t.known = fromContainerd(ctx, ref, image)
+	if t.known != nil && mode == "" && t.known.Config.Config.Labels[modeLabel] == SnapshotOff {
+		return nil, errLabelOff // before all of it is brought here
+	}
 	img, err := d.prepare(ctx, t)
 	if err != nil {
 		return nil, &declined{reasonOf(err), err}
 	}
 	defer func() { d.leaveBundle(img.run) }() // unless the mount has it
 	if wish := img.oci.Config.Config.Labels[modeLabel]; mode == "" && wish == SnapshotOff {
-		return nil, &declined{fallback.Configured, fmt.Errorf("the image's label %s leaves it to containerd", modeLabel)}
+		return nil, errLabelOff
 	} else if mode == "" {
 		mode = wish
 	}
@@ -377,6 +383,12 @@ func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.
 	for path, stored := range s.d.rememberedImages() {
 		if stored != nil && stored.Snapshots && !slices.Contains(images, stored.Digest) {
 			errs = append(errs, s.ifUnused(ctx, stored.Digest, asked, func() error { return s.letGo(ctx, path, stored) }))
+		}
+	}
+	for _, owner := range s.d.store.Owners() { // of an image whose record was lost
+		manifest, ok := strings.CutPrefix(owner, ownerSnapshots)
+		if ok && !slices.Contains(images, digest.Digest(manifest)) {
+			errs = append(errs, s.ifUnused(ctx, digest.Digest(manifest), asked, func() error { return s.d.store.Unpin(owner) }))
 		}
 	}
 	return errors.Join(errs...)
