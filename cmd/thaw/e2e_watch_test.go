@@ -40,12 +40,18 @@ func (n *node) watch(args ...string) *watcher {
 	n.Helper()
 	secret := n.write("secret", watchSecret+"\n")
 	p := n.start(append([]string{"index", "watch", "--listen", "127.0.0.1:0", "--secret-file", secret, "--json", "--backoff", "20ms", "--log-level", "debug"}, args...)...)
+	return &watcher{p, "http://" + p.address()}
+}
+
+// address is in the first line that a server prints with --json.
+func (p *process) address() string {
+	p.node.Helper()
 	p.prints("\n")
 	var first struct{ Address string }
 	if err := json.Unmarshal([]byte(strings.SplitN(p.out.String(), "\n", 2)[0]), &first); err != nil || first.Address == "" {
-		n.Fatalf("%v: %s", err, p.out)
+		p.node.Fatalf("%v: %s", err, p.out)
 	}
-	return &watcher{p, "http://" + first.Address}
+	return first.Address
 }
 
 // end interrupts it, which has to be all that is needed.
@@ -144,12 +150,8 @@ func TestIndexWatch(t *testing.T) {
 	dir, _ := corpus(t, "nginx")
 	n := newNode(t)
 	w := n.watch()
-	s, err := lab.New(lab.Options{Notify: []lab.Endpoint{{URL: w.url + "/notify", Authorization: "Bearer " + watchSecret}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { s.Close() })
-	ref := s.Addr() + "/team/nginx:1"
+	registry := n.start("lab", "serve", "--listen", "127.0.0.1:0", "--net", "none", "--json", "--notify", w.url+"/notify", "--notify-authorization", "Bearer "+watchSecret)
+	ref := registry.address() + "/team/nginx:1"
 	pushCorpus(t, dir, "nginx", ref)
 	w.prints(`"result":"indexed"`)
 	n.eventually("the index' own notification is known for what it is", func() bool {
@@ -160,6 +162,8 @@ func TestIndexWatch(t *testing.T) {
 		t.Errorf("timeline %+v", line)
 	}
 	w.end()
+	registry.signal(unix.SIGINT)
+	registry.wait()
 	if got := w.became(nil); len(got) != 1 {
 		t.Errorf("became %v", got)
 	}
