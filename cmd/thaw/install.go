@@ -181,7 +181,7 @@ func runUninstall(cmd *cobra.Command, g *globalOptions, opts *installOptions) er
 	if err != nil {
 		return err
 	}
-	if err := unused(cmd.Context(), p.Socket(), filepath.Join("/", opts.destdir, o.Root)); err != nil && !opts.dryRun {
+	if err := unused(cmd.Context(), p.Socket(), filepath.Join("/", opts.destdir, p.Root())); err != nil && !opts.dryRun {
 		return err
 	} else if err != nil {
 		p.Notes = append(p.Notes, err.Error())

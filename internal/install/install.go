@@ -286,6 +286,11 @@ func NewEnd(o Options) (*Plan, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read containerd's configuration: %w", err)
 	}
+	if p.left.Config == "" {
+		if err := p.find(current); err != nil {
+			return nil, err
+		}
+	}
 	if current != nil {
 		old, there, err := tomledit.Undo(current)
 		if err != nil {
@@ -314,6 +319,48 @@ func NewEnd(o Options) (*Plan, error) {
 	return p, nil
 }
 
+// find looks for an installation that has no record in the state directory that
+// was named: containerd's configuration says which one it has. Where there is no
+// record either, what can only be of an installation is taken back, and the rest
+// is named.
+func (p *Plan) find(current []byte) error {
+	d, err := tomledit.Parse(current)
+	if err != nil {
+		return nil // settings that were broken since are taken back all the same
+	}
+	edited, dropIn := tomledit.Edited(current), ""
+	if dir := dropInDir(d, p.Config); dir != "" {
+		path := filepath.Join(dir, dropInName)
+		b, err := readFile(p.opts.at(path))
+		if err != nil {
+			return err
+		}
+		if into, err := tomledit.Parse(b); err == nil && tomledit.Edited(b) {
+			edited, d, dropIn = true, into, path
+		}
+	}
+	if !edited {
+		return nil
+	}
+	text := func(path ...string) string {
+		v, _ := d.Get(append([]string{"proxy_plugins", Name}, path...)...)
+		s, _ := v.(string)
+		return s
+	}
+	p.opts.Root, p.opts.Socket = cmp.Or(text("exports", "root"), p.opts.Root), cmp.Or(text("address"), p.opts.Socket)
+	p.record = p.opts.at(filepath.Join(p.opts.Root, recordName))
+	if err := p.left.load(p.record); err != nil || p.left.Config != "" {
+		return err
+	}
+	p.left.DropIn = dropIn
+	first, _, _ := bytes.Cut(deploy.UnitContainerd, []byte("\n"))
+	if b, _ := readFile(p.opts.at(unitDropIn)); bytes.HasPrefix(b, first) {
+		p.left.Created = append(p.left.Created, unitDropIn)
+	}
+	p.Notes = append(p.Notes, p.record+" is gone, which says what was there before: "+unitPath+" and "+programPath+" stay")
+	return nil
+}
+
 // dropBackup plans that a backup goes that is what the file will be.
 func (p *Plan) dropBackup(old []byte) {
 	path := p.Config + backupSuffix
@@ -336,6 +383,9 @@ func (p *Plan) Changed() bool {
 func (p *Plan) ConfigChanged() bool {
 	return slices.ContainsFunc(p.Files, func(f File) bool { return f.config && f.Action != Keep })
 }
+
+// Root is the state directory of the installation.
+func (p *Plan) Root() string { return p.opts.Root }
 
 // Socket is where the daemon of the installation listens for containerd.
 func (p *Plan) Socket() string { return cmp.Or(p.left.Socket, p.opts.Socket) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/thaw-project/thaw/deploy"
 	"github.com/thaw-project/thaw/internal/tomledit"
 )
 
@@ -284,6 +286,39 @@ func TestOtherConfig(t *testing.T) {
 	o.Config = "/etc/other.toml"
 	if _, err := New(t.Context(), o); err == nil || !strings.Contains(err.Error(), DefaultConfig) {
 		t.Errorf("a second installation: %v", err)
+	}
+}
+
+// An end finds the installation whose state directory it was not told, and takes
+// back what it can where the record is lost.
+func TestEndWithoutRecord(t *testing.T) {
+	for name, config := range map[string]string{"lines": "version = 2\n", "drop-in": "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n"} {
+		for _, lost := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, lost %v", name, lost), func(t *testing.T) {
+				o := host(t, "")
+				write(t, filepath.Join(o.Destdir, DefaultConfig), config)
+				before := tree(t, o.Destdir)
+				other := o
+				other.Root, other.Socket = "/srv/thaw", "/run/other.sock"
+				install(t, other)
+				if lost {
+					if err := os.RemoveAll(filepath.Join(o.Destdir, "/srv")); err != nil {
+						t.Fatal(err)
+					}
+					before[unitPath], before[programPath] = string(deploy.Unit), "program"
+				}
+				p := uninstall(t, o)
+				if p.Root() != "/srv/thaw" || p.Socket() != "/run/other.sock" {
+					t.Errorf("the end of the installation of %s, %s", p.Root(), p.Socket())
+				}
+				if diff := cmp.Diff(before, tree(t, o.Destdir)); diff != "" {
+					t.Errorf("left (-want +got):\n%s", diff)
+				}
+				if said := strings.Contains(strings.Join(p.Notes, " "), unitPath+" and "+programPath+" stay"); said != lost {
+					t.Errorf("notes: %q", p.Notes)
+				}
+			})
+		}
 	}
 }
 
