@@ -10,7 +10,6 @@ import (
 	"time"
 
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -21,6 +20,8 @@ type Server struct {
 	grpc *grpc.Server
 	l    net.Listener
 }
+
+var errLeaving = status.Error(codes.Unavailable, "the daemon is leaving")
 
 // stopPatience is how long calls that are under way have when the server stops.
 const stopPatience = 2 * time.Second
@@ -43,13 +44,21 @@ func Listen(s *Snapshotter, path string, enter func(context.Context) (context.Co
 	count := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
 		ctx, exit, ok := enter(ctx)
 		if !ok {
-			return nil, status.Error(codes.Unavailable, "the daemon is leaving")
+			return nil, errLeaving
 		}
 		defer exit()
 		return handle(ctx, req)
 	}
-	srv := grpc.NewServer(grpc.UnaryInterceptor(count), grpc.MaxRecvMsgSize(16<<20), grpc.MaxSendMsgSize(16<<20))
-	snapshotsapi.RegisterSnapshotsServer(srv, snapshotservice.FromSnapshotter(s))
+	stream := func(v any, to grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+		_, exit, ok := enter(to.Context())
+		if !ok {
+			return errLeaving
+		}
+		defer exit()
+		return handle(v, to)
+	}
+	srv := grpc.NewServer(grpc.UnaryInterceptor(count), grpc.StreamInterceptor(stream), grpc.MaxRecvMsgSize(16<<20), grpc.MaxSendMsgSize(16<<20))
+	snapshotsapi.RegisterSnapshotsServer(srv, service{s: s})
 	return &Server{grpc: srv, l: l}, nil
 }
 
