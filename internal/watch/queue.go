@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,7 +55,7 @@ type queue struct {
 	lock *os.File // a flock on it says whose the queue is
 
 	mu    sync.Mutex    // guards all below, and the file
-	items []*item       // at most max
+	items []*item
 	wake  chan struct{} // closed and replaced when items has changed
 }
 
@@ -126,27 +127,35 @@ func decodeQueue(b []byte) ([]*item, error) {
 	return items, nil
 }
 
-// add puts an image at the end, or returns the item that it has already. The
-// image is on disk when it returns; errFull and I/O errors leave all as it was.
-func (q *queue) add(ref oci.Reference) (it *item, added bool, err error) {
+// add puts images at the end, or returns the items that it has of them already.
+// They are on disk when it returns; errFull and I/O errors leave all as it was. It
+// is full when there was no room before: what comes together is taken together, for
+// if only a part were, it would be the same part each time it comes again.
+func (q *queue) add(refs []oci.Reference) (items []*item, added []bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for _, it := range q.items {
-		if keyOf(it.image) == keyOf(ref) {
-			return it, false, nil
+	before := len(q.items)
+	for _, ref := range refs {
+		i := slices.IndexFunc(q.items, func(it *item) bool { return keyOf(it.image) == keyOf(ref) })
+		if i < 0 && before >= q.max {
+			return nil, nil, errFull
 		}
+		added = append(added, i < 0)
+		if i < 0 {
+			i = len(q.items)
+			q.items = append(q.items, &item{image: ref, done: make(chan struct{})})
+		}
+		items = append(items, q.items[i])
 	}
-	if len(q.items) >= q.max {
-		return nil, false, errFull
+	if len(q.items) == before {
+		return items, added, nil
 	}
-	it = &item{image: ref, done: make(chan struct{})}
-	q.items = append(q.items, it)
 	if err := q.save(); err != nil {
-		q.items = q.items[:len(q.items)-1]
-		return nil, false, err
+		q.items = q.items[:before]
+		return nil, nil, err
 	}
 	q.changed()
-	return it, true, nil
+	return items, added, nil
 }
 
 // next waits for an image whose time has come, and counts an attempt. With drain

@@ -158,19 +158,16 @@ func (w *Watcher) serveNotify(rw http.ResponseWriter, r *http.Request) {
 		writeError(rw, http.StatusBadRequest, err.Error())
 		return
 	}
-	out := answer{Version: version, Format: format, Images: make([]Outcome, 0, len(events))}
-	items := make([]*item, 0, len(events))
-	for _, e := range events {
-		o, it, err := w.take(e)
-		if err != nil {
-			w.refuse(rw, e, err)
-			return
-		}
+	images, items, err := w.take(events)
+	if err != nil {
+		w.refuse(rw, r, err)
+		return
+	}
+	for _, o := range images {
 		w.counts.event(format, o)
 		w.opts.Log.Debug("event", "format", format, "image", o.Image, "result", o.Result, "reason", o.Reason, "detail", o.Detail)
-		out.Images = append(out.Images, o)
-		items = append(items, it)
 	}
+	out := answer{Version: version, Format: format, Images: images}
 	if wait > 0 {
 		out.Images = w.await(r, wait, out.Images, items)
 	}
@@ -206,11 +203,10 @@ func (w *Watcher) body(rw http.ResponseWriter, r *http.Request) ([]byte, bool) {
 	return b, true
 }
 
-// refuse has the sender come again with all of the notification. What of it is in
-// the queue already is not taken twice then.
-func (w *Watcher) refuse(rw http.ResponseWriter, e Event, err error) {
+// refuse has the sender come again with all of the notification.
+func (w *Watcher) refuse(rw http.ResponseWriter, r *http.Request, err error) {
 	w.counts.refused.Add(1)
-	w.opts.Log.Warn("notification is refused", "image", e.Image.String(), "err", err)
+	w.opts.Log.Warn("notification is refused", "from", r.RemoteAddr, "err", err)
 	again(rw, retryAfter)
 	writeError(rw, http.StatusServiceUnavailable, err.Error())
 }

@@ -35,8 +35,8 @@ type Options struct {
 	// Match are patterns (path.Match) of HOST/REPOSITORY or REPOSITORY, one of
 	// which an image's name has to match. None: all are wanted.
 	Match []string
-	// Queue bounds the images that wait or are worked on; Workers how many are
-	// worked on at once.
+	// Queue is how many images may wait or be worked on; a notification of several
+	// that begins below it is taken whole. Workers is how many are worked on at once.
 	Queue, Workers int
 	// Attempts is how often an image is tried, Backoff how long after the first
 	// failure; then four times as long each time, an hour at most.
@@ -102,34 +102,49 @@ func (w *Watcher) Queued() int {
 	return n
 }
 
-// take decides about one event, as far as that can be done at once.
-func (w *Watcher) take(e Event) (Outcome, *item, error) {
+// take decides about events, as far as that can be done at once, and queues what
+// is to be looked at: all of it, or on an error nothing. An event that is not
+// queued has no item.
+func (w *Watcher) take(events []Event) ([]Outcome, []*item, error) {
+	out, items := make([]Outcome, len(events)), make([]*item, len(events))
+	var wanted []int // numbers of events
+	var images []oci.Reference
+	for i, e := range events {
+		if out[i] = w.judge(e); out[i].Result == ResultQueued {
+			wanted, images = append(wanted, i), append(images, e.Image)
+		}
+	}
+	queued, added, err := w.queue.add(images)
+	if err != nil {
+		return nil, nil, err
+	}
+	for k, i := range wanted {
+		items[i] = queued[k]
+		if !added[k] {
+			out[i].Reason = ReasonQueued
+		}
+	}
+	return out, items, nil
+}
+
+// judge says whether an event is of something to be looked at.
+func (w *Watcher) judge(e Event) Outcome {
 	out := Outcome{Result: ResultIgnored, Reason: e.Reason, Detail: e.Detail}
 	if e.Image != (oci.Reference{}) {
 		out.Image = e.Image.String()
 	}
 	switch {
 	case e.Reason != "":
-		return out, nil, nil
 	case e.ArtifactType == index.ArtifactType || w.isOwn(e.Image.Digest):
 		out.Reason = ReasonOwnIndex
-		return out, nil, nil
 	case isReferrersTag(e.Image.Tag):
 		out.Reason, out.Detail = ReasonNotImage, "a list of referrers"
-		return out, nil, nil
 	case !w.matches(e.Image):
 		out.Reason = ReasonNotMatched
-		return out, nil, nil
+	default:
+		out.Result = ResultQueued
 	}
-	it, added, err := w.queue.add(e.Image)
-	if err != nil {
-		return out, nil, err
-	}
-	out.Result = ResultQueued
-	if !added {
-		out.Reason = ReasonQueued
-	}
-	return out, it, nil
+	return out
 }
 
 // isReferrersTag reports whether a tag is of the distribution specification's

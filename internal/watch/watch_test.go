@@ -163,26 +163,33 @@ func TestNotify(t *testing.T) {
 	}
 }
 
-// TestFull: what does not fit is refused, all of it, and what was taken of it is
-// not taken twice when it comes again.
+// TestFull: as long as there is room a notification is taken whole, and else refused
+// whole. Of one that has more images than the queue has room for, parts would be
+// the same part each time it comes again.
 func TestFull(t *testing.T) {
 	opts := options(t)
 	opts.Queue = 3
 	w := newWatcher(t, opts)
-	got := w.post(t, "/notify", push(1, 5))
+	if got := w.post(t, "/notify", push(1, 5)); got.status != http.StatusAccepted || len(got.Images) != 5 {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	if got := w.post(t, "/notify", push(1, 5)); got.status != http.StatusAccepted || w.Queued() != 5 {
+		t.Errorf("again: %d %s", got.status, got.body)
+	}
+	got := w.post(t, "/notify", push(5, 2))
 	if got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") != "30" {
 		t.Errorf("%d, Retry-After %q: %s", got.status, got.header.Get("Retry-After"), got.body)
 	}
 	end := w.serve(t)
 	eventually(t, "there is room", func() bool { return w.Queued() == 0 })
-	if got := w.post(t, "/notify?wait=1m", push(4, 2)); got.status != http.StatusAccepted || !cmp.Equal(got.results(), []string{"indexed", "indexed"}) {
+	if got := w.post(t, "/notify?wait=1m", push(6, 2)); got.status != http.StatusAccepted || !cmp.Equal(got.results(), []string{"indexed", "indexed"}) {
 		t.Errorf("%d %s", got.status, got.body)
 	}
 	end()
 	metrics := w.get(t, "/metrics", "").body
 	for _, line := range []string{
-		`thaw_watch_images_total{result="indexed",reason=""} 5`, `thaw_watch_indexed_bytes_total 25`, `thaw_watch_refused_total 1`,
-		`thaw_watch_events_total{format="distribution",decision="queued"} 5`, `thaw_watch_queue_limit_images 3`, `thaw_watch_queue_images 0`,
+		`thaw_watch_images_total{result="indexed",reason=""} 7`, `thaw_watch_indexed_bytes_total 35`, `thaw_watch_refused_total 1`,
+		`thaw_watch_events_total{format="distribution",decision="queued"} 7`, `thaw_watch_queue_limit_images 3`, `thaw_watch_queue_images 0`,
 	} {
 		if !strings.Contains(metrics, "\n"+line+"\n") {
 			t.Errorf("metrics lack %s:\n%s", line, metrics)
