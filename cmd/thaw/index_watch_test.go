@@ -8,21 +8,28 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
+	specs "github.com/opencontainers/image-spec/specs-go"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/indexstore"
+	"github.com/thaw-project/thaw/internal/oci"
+	"github.com/thaw-project/thaw/internal/registry"
 	"github.com/thaw-project/thaw/internal/watch"
 )
 
@@ -152,4 +159,58 @@ func writeCertificate(t *testing.T, cert, key string) *x509.CertPool {
 	}
 	pool.AddCert(parsed)
 	return pool
+}
+
+// TestWatchTree: image indexes that name each other many times cost one request for
+// each, and none has more manifests than are looked at.
+func TestWatchTree(t *testing.T) {
+	manifests := map[string][]byte{}
+	put := func(children ...v1.Descriptor) v1.Descriptor {
+		b, err := json.Marshal(v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: children})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := v1.Descriptor{MediaType: v1.MediaTypeImageIndex, Digest: digest.FromBytes(b), Size: int64(len(b))}
+		manifests["/v2/team/app/manifests/"+d.Digest.String()] = b
+		return d
+	}
+	requests := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests++
+		b, ok := manifests[r.URL.Path]
+		if !ok {
+			http.NotFound(w, r)
+			return
+		}
+		w.Header().Set("Content-Type", v1.MediaTypeImageIndex)
+		w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+		_, _ = w.Write(b)
+	}))
+	defer srv.Close()
+	host := srv.Listener.Addr().String()
+	client := registry.New(registry.Options{Insecure: []string{host}})
+	defer client.Close()
+	task := &watchTask{client: client, log: slog.New(slog.DiscardHandler)}
+	look := func(d v1.Descriptor) ([]watch.Outcome, error) {
+		requests = 0
+		return task.index(t.Context(), oci.Reference{Registry: host, Repository: "team/app", Digest: d.Digest})
+	}
+
+	leaf := v1.Descriptor{MediaType: "application/vnd.example", Digest: digest.FromString("x"), Size: 1}
+	top := put(leaf)
+	for range maxNested - 1 {
+		top = put(slices.Repeat([]v1.Descriptor{top}, 100)...)
+	}
+	if got, err := look(top); err != nil || len(got) != 1 || requests != maxNested {
+		t.Errorf("named again and again: %d outcomes with %d requests, %v", len(got), requests, err)
+	}
+	var many []v1.Descriptor
+	for i := range maxManifests {
+		leaf.Annotations = map[string]string{"n": strconv.Itoa(i)}
+		many = append(many, put(leaf))
+	}
+	got, err := look(put(many...))
+	if err != nil || requests != maxManifests || got[len(got)-1].Result != watch.ResultFailed {
+		t.Errorf("too many: %v with %d requests, %v", got[len(got)-1:], requests, err)
+	}
 }
