@@ -54,7 +54,7 @@ type queue struct {
 	file string
 	lock *os.File // a flock on it says whose the queue is
 
-	mu    sync.Mutex    // guards all below, and the file
+	mu    sync.Mutex // guards all below, and the file
 	items []*item
 	wake  chan struct{} // closed and replaced when items has changed
 }
