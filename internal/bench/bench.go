@@ -175,10 +175,14 @@ func (b *bench) start(ctx context.Context, m Mode) (*Started, Residue, *Cost, er
 			return nil, left, nil, err
 		}
 	}
-	if err := BackMemory(); err != nil {
+	backed, err := BackMemory()
+	if err != nil {
 		return nil, left, nil, err
 	}
 	s, err := m.Way.Start(ctx)
+	if cerr := backed.Close(); err == nil && cerr != nil {
+		err = errors.Join(cerr, b.stop(ctx, s))
+	}
 	if err != nil {
 		return nil, left, nil, err
 	}

@@ -93,27 +93,3 @@ func DropCaches(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
-
-// backedBytes is more than a start writes and reads.
-const backedBytes = 4 << 30
-
-// BackMemory touches up to 4 GiB of free memory, a quarter of it at most. A
-// virtual machine gives free memory back to its host, and the first touch of
-// such a page then waits for the host: up to ten times what the start's own
-// writes cost, in some runs and not in others. Pages given back are not files:
-// nothing gets warm.
-func BackMemory() error {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return fmt.Errorf("ask for free memory: %w", err)
-	}
-	n := int(min(backedBytes, info.Freeram*uint64(info.Unit)/4)) &^ (os.Getpagesize() - 1)
-	if n == 0 {
-		return nil
-	}
-	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-	if err != nil {
-		return fmt.Errorf("touch free memory: %w", err)
-	}
-	return unix.Munmap(b)
-}
