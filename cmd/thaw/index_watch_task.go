@@ -30,8 +30,12 @@ import (
 // the next images that have them.
 const layerIndexAge = 7 * 24 * time.Hour
 
-// maxNested bounds image indexes within image indexes.
-const maxNested = 4
+// maxNested bounds image indexes within image indexes, maxManifests all that is
+// looked at for one that was pushed.
+const (
+	maxNested    = 4
+	maxManifests = 1000
+)
 
 // watchTask looks at pushed manifests, and indexes what is worth it.
 type watchTask struct {
@@ -70,12 +74,20 @@ func (t *watchTask) index(ctx context.Context, ref oci.Reference) ([]watch.Outco
 	if err != nil {
 		return nil, err
 	}
-	return t.manifest(ctx, repo, ref, "", 0)
+	return t.manifest(ctx, &pushedTree{repo: repo, seen: map[digest.Digest]bool{}}, ref, "", 0)
+}
+
+// pushedTree is what was pushed, and what of it was looked at: each manifest once,
+// however often image indexes name it.
+type pushedTree struct {
+	repo registry.Repository
+	seen map[digest.Digest]bool
 }
 
 // manifest looks at a manifest, and at all of an image index.
-func (t *watchTask) manifest(ctx context.Context, repo registry.Repository, ref oci.Reference, platform string, depth int) ([]watch.Outcome, error) {
-	b, desc, err := repo.Manifest(ctx, ref.Digest.String())
+func (t *watchTask) manifest(ctx context.Context, tree *pushedTree, ref oci.Reference, platform string, depth int) ([]watch.Outcome, error) {
+	tree.seen[ref.Digest] = true
+	b, desc, err := tree.repo.Manifest(ctx, ref.Digest.String())
 	var unsupported *oci.UnsupportedError
 	if errors.As(err, &unsupported) {
 		return []watch.Outcome{skipped(ref, platform, watch.ReasonNotImage, unsupported.Error())}, nil
@@ -84,7 +96,7 @@ func (t *watchTask) manifest(ctx context.Context, repo registry.Repository, ref 
 		return nil, err
 	}
 	if !oci.IsImageIndex(desc.MediaType) {
-		o, err := t.once(ctx, repo, ref, b)
+		o, err := t.once(ctx, tree.repo, ref, b)
 		if err != nil {
 			return nil, err
 		}
@@ -105,15 +117,22 @@ func (t *watchTask) manifest(ctx context.Context, repo registry.Repository, ref 
 	for _, d := range idx.Manifests {
 		child := ref
 		child.Digest = d.Digest
+		if tree.seen[d.Digest] {
+			continue
+		}
 		if o, no := t.unwanted(child, d); no {
 			all = append(all, o)
 			continue
+		}
+		if len(tree.seen) >= maxManifests {
+			failed = errors.Join(failed, fmt.Errorf("image index of more than %d manifests", maxManifests))
+			break
 		}
 		name := platform
 		if d.Platform != nil {
 			name = oci.FormatPlatform(*d.Platform)
 		}
-		out, err := t.manifest(ctx, repo, child, name, depth+1)
+		out, err := t.manifest(ctx, tree, child, name, depth+1)
 		if err != nil {
 			failed = errors.Join(failed, fmt.Errorf("%s %s: %w", d.Digest, name, err))
 			continue // the others need not wait for it
