@@ -28,7 +28,6 @@ type cluster struct {
 	programs string
 	pause    string // reference of the sandbox image
 
-	thawd      *process
 	containerd *exec.Cmd
 	ended      chan struct{} // containerd has
 	log        *output       // of all its runs
@@ -56,23 +55,41 @@ func newCluster(t testing.TB, series string, config ...string) *cluster {
 
 func (c *cluster) startThaw() {
 	c.Helper()
-	c.thawd = c.start("daemon", "--grace=60s")
+	c.start("daemon", "--grace=60s")
 	c.eventually("thaw's snapshotter listens", func() bool { return listens(c.path("t.sock")) })
 }
 
-// killThaw kills the daemon, and waits for the one that the keeper starts in its
-// place or starts one.
-func (c *cluster) killThaw() {
+// killThaw kills the daemon, and its keeper too if asked to, and sees to it that there is
+// another, whether the keeper starts it or, as a service manager does, we.
+func (c *cluster) killThaw(keeper bool) {
 	c.Helper()
 	old := c.status().Pid
 	unix.Kill(old, unix.SIGKILL)
+	if keeper {
+		for _, pid := range c.pids(" keeper ") {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	var ours *process
 	c.eventually("there is another daemon", func() bool {
 		s, err := c.statusNow()
-		if err != nil && len(c.pids(" keeper ")) == 0 {
-			c.start("daemon", "--grace=60s")
+		if err == nil && s.Pid != old {
+			return listens(c.path("t.sock"))
 		}
-		return err == nil && s.Pid != old && listens(c.path("t.sock"))
+		if ours == nil && (keeper || len(c.pids(" keeper ")) == 0) || ours != nil && ours.ended() {
+			ours = c.start("daemon", "--grace=60s")
+		}
+		return false
 	})
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // startContainerd runs containerd, and waits until it answers.
@@ -291,6 +308,9 @@ func (c *cluster) empty() (left []string) {
 func (c *cluster) end() {
 	if c.Failed() {
 		c.Logf("snapshots, mounts: %v", c.empty())
+	}
+	if _, err := c.statusNow(); err != nil { // what a test started has ended with it
+		c.startThaw()
 	}
 	c.check()
 	c.removePods()

@@ -41,7 +41,7 @@ func TestPodCredentials(t *testing.T) {
 	}
 	pod := k.runPod("one")
 	one := pod.start("server", ref, "PORT=8080")
-	c.killThaw()
+	c.killThaw(false)
 	before := blobBytes(s)
 	pod.readAll(one)
 	if n := blobBytes(s); n < 1<<20 {
@@ -106,7 +106,7 @@ func TestPodCredentialProvider(t *testing.T) {
 	}
 	pod := k.runPod("one")
 	one := pod.start("server", ref, "PORT=8080")
-	c.killThaw()
+	c.killThaw(false)
 	pod.readAll(one)
 	if asked, err := os.ReadFile(dir + "/asked"); err != nil || !strings.HasPrefix(string(asked), host+"\n") {
 		t.Errorf("the plugin was asked %q, %v", asked, err)
