@@ -421,3 +421,21 @@ func TestSnapshotAlone(t *testing.T) {
 	again.remove(img)
 	again.empty()
 }
+
+// TestSnapshotSocket starts a second daemon with the same configuration and another state directory.
+func TestSnapshotSocket(t *testing.T) {
+	n := newSnapNode(t, api.ModeEager)
+	key := n.key("container")
+	if _, err := n.sn.Prepare(t.Context(), key, ""); err != nil {
+		t.Fatal(err)
+	}
+	n.refuses(1, "another process answers there", "--root", n.mkdir(), "daemon")
+	if _, err := n.sn.Stat(t.Context(), key); err != nil {
+		t.Errorf("the first daemon is not asked any more: %v", err)
+	}
+	n.stop()
+	again := connectSnap(t, n.node) // in place of the socket of the dead one
+	if err := again.sn.Remove(t.Context(), key); err != nil {
+		t.Error(err)
+	}
+}

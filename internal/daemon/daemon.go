@@ -169,6 +169,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	d.store = store
 	defer store.Close()
+	if err := errors.Join(freeSocket(cfg.Containerd.Listen), freeSocket(cfg.Containerd.ImageService)); err != nil {
+		return err // before anything is taken over
+	}
 	sweepTemporary(filepath.Join(cfg.Root, "images"), filepath.Join(cfg.Root, "metadata"))
 	if d.indexes, err = indexstore.Open(filepath.Join(cfg.Root, "index")); err != nil {
 		return err
