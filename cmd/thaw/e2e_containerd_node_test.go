@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ type cluster struct {
 	series   string // of containerd
 	programs string
 	pause    string // reference of the sandbox image
+	config   string // of containerd; empty: containerdConfig
 
 	containerd *exec.Cmd
 	ended      chan struct{} // containerd has
@@ -95,7 +97,7 @@ func (p *process) ended() bool {
 // startContainerd runs containerd, and waits until it answers.
 func (c *cluster) startContainerd() {
 	c.Helper()
-	c.write("containerd.toml", c.containerdConfig())
+	c.write("containerd.toml", cmp.Or(c.config, c.containerdConfig()))
 	cmd := exec.Command(filepath.Join(c.programs, "containerd"), "--config", c.path("containerd.toml"), "--log-level", "warn")
 	cmd.Env = append(os.Environ(), "PATH="+c.programs+":"+os.Getenv("PATH"))
 	cmd.Stdout, cmd.Stderr = c.log, c.log

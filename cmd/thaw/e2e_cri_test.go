@@ -93,12 +93,15 @@ type pod struct {
 }
 
 // runPod makes a pod with a network of its own.
-func (k *kubelet) runPod(name string) *pod {
+func (k *kubelet) runPod(name string) *pod { k.Helper(); return k.runPodOf(name, "") }
+
+// runPodOf makes one of a runtime handler.
+func (k *kubelet) runPodOf(name, handler string) *pod {
 	k.Helper()
 	logs := k.mkdir()
 	config := &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: name, Uid: filepath.Base(k.base) + name, Namespace: "default"},
 		LogDirectory: logs, Linux: &cri.LinuxPodSandboxConfig{}}
-	r, err := k.pods.RunPodSandbox(k.context(), &cri.RunPodSandboxRequest{Config: config})
+	r, err := k.pods.RunPodSandbox(k.context(), &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
 	if err != nil {
 		k.Fatal(err)
 	}

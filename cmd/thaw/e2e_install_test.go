@@ -7,12 +7,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/testenv"
 )
 
@@ -116,6 +119,73 @@ func TestInstallContainerd(t *testing.T) {
 			if b, err := os.ReadFile(n.path("usr/local/bin/thaw")); err == nil {
 				t.Errorf("left behind: the program, %d bytes", len(b))
 			}
+		})
+	}
+}
+
+// plainConfig is a containerd that knows nothing of thaw, in the cluster's directories.
+func (c *cluster) plainConfig() string {
+	version, pause, runtime, bin := 3, "[plugins.'io.containerd.cri.v1.images'.pinned_images]\n  sandbox = %q\n[plugins.'io.containerd.cri.v1.runtime']\n  restrict_oom_score_adj = true\n",
+		"io.containerd.cri.v1.runtime", "bin_dirs = [%q]"
+	if c.series == "1.7" {
+		version, pause, runtime, bin = 2, "[plugins.'io.containerd.grpc.v1.cri']\n  sandbox_image = %q\n  restrict_oom_score_adj = true\n", "io.containerd.grpc.v1.cri", "bin_dir = %q"
+	}
+	return fmt.Sprintf("version = %d\nroot = '%[2]s/c/root'\nstate = '%[2]s/c/state'\ndisabled_plugins = ['io.containerd.nri.v1.nri']\n[grpc]\n  address = '%[2]s/c.sock'\n"+
+		"[ttrpc]\n  address = '%[2]s/c.sock.ttrpc'\n", version, c.base) +
+		fmt.Sprintf(pause, c.pause) + fmt.Sprintf("[plugins.'%s'.cni]\n  "+bin+"\n  conf_dir = %q\n", runtime, testenv.NeedCNI(c), c.path("cni"))
+}
+
+// TestRuntimeHandler: with the configuration that thaw install containerd makes, pods of the handler thaw are
+// lazy, and others go on on overlayfs.
+func TestRuntimeHandler(t *testing.T) {
+	for _, series := range []string{"2", "1.7"} {
+		t.Run(series, func(t *testing.T) {
+			c := newCluster(t, series, `background = "off"`)
+			t.Setenv("PATH", c.programs+string(os.PathListSeparator)+os.Getenv("PATH"))
+			c.write("containerd.toml", c.plainConfig())
+			c.thaw("--root", "/r", "install", "containerd", "--destdir", c.base, "--containerd-config", "/containerd.toml", "--socket", c.path("t.sock"))
+			b, err := os.ReadFile(c.path("containerd.toml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.config = string(b)
+			c.stopContainerd(unix.SIGTERM)
+			c.startContainerd()
+
+			_, ref := c.lazyNginx()
+			k := c.kubelet()
+			pull := func(ref, handler string) {
+				t.Helper()
+				r := &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref, RuntimeHandler: handler}, SandboxConfig: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: "p"}}}
+				if handler != "" { // as the kubelet has it from the pod; 1.7 knows no other way
+					r.SandboxConfig.Annotations = map[string]string{"io.containerd.cri.runtime-handler": handler}
+				}
+				if _, err := k.images.PullImage(k.context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			pull(ref, "thaw")
+			pod := k.runPodOf("lazy", "thaw")
+			server := pod.start("server", ref, "PORT=8080")
+			pod.ready(server, "8080")
+			if st := c.status(); !slices.ContainsFunc(st.Mounts, func(m api.Mount) bool {
+				return strings.HasPrefix(m.Image, ref) && m.Stats.HereBytes < m.Stats.UnpackedBytes
+			}) {
+				t.Errorf("not lazy: mounts %+v\n%s", st.Mounts, c.fallbacks())
+			}
+			if of := c.ctr("-n", "k8s.io", "containers", "info", server); !strings.Contains(of, `"Snapshotter": "thaw"`) {
+				t.Errorf("container of the handler: %s", of)
+			}
+			pod.remove()
+			k.removeImage(ref)
+
+			pull(c.pause, "")
+			pod = k.runPod("plain")
+			server = pod.start("server", c.pause)
+			if of := c.ctr("-n", "k8s.io", "containers", "info", server); !strings.Contains(of, `"Snapshotter": "overlayfs"`) {
+				t.Errorf("container of the default handler: %s", of)
+			}
+			pod.remove()
 		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
-	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -162,7 +161,9 @@ func (s settings) handler(e *edits, d *tomledit.Document, base []string) {
 	to := append(slices.Clone(base), "runtimes", Name)
 	if _, ok := d.Get(append(slices.Clone(base), "runtimes")...); !ok && configVersion(d) < 3 && name == defaultRuntime {
 		// containerd 1.7 drops its built-in handler where a file has any.
-		e.set("io.containerd.runc.v2", append(slices.Clone(base), "runtimes", defaultRuntime, "runtime_type")...)
+		built := append(slices.Clone(base), "runtimes", defaultRuntime)
+		e.set("io.containerd.runc.v2", append(built, "runtime_type")...)
+		e.set("podsandbox", append(built, "sandbox_mode")...)
 	}
 	v, _ := d.Get(append(slices.Clone(base), "runtimes", name)...)
 	like, _ := v.(map[string]any)
@@ -199,12 +200,8 @@ func (e *edits) copy(m map[string]any, to []string) {
 		path := append(slices.Clone(to), k)
 		switch v := m[k].(type) {
 		case map[string]any:
-		case []any:
-			if len(v) > 0 {
-				e.set(v, path...)
-			}
 		default:
-			if k != "snapshotter" && !reflect.ValueOf(v).IsZero() {
+			if k != "snapshotter" && !empty(v) {
 				e.set(v, path...)
 			}
 		}

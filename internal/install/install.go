@@ -562,12 +562,20 @@ func (p *Plan) lost(before, after map[string]any, path []string) string {
 				if l := p.lost(was, is, at); l != "" {
 					return l
 				}
-			} else if !reflect.DeepEqual(before[k], after[k]) {
+			} else if !reflect.DeepEqual(before[k], after[k]) && !(after[k] == nil && empty(before[k])) {
 				return strings.Join(at, ".")
 			}
 		}
 	}
 	return ""
+}
+
+// empty reports whether a value is what containerd has for one that is not said.
+func empty(v any) bool {
+	if list, ok := v.([]any); ok {
+		return len(list) == 0
+	}
+	return v == nil || reflect.ValueOf(v).IsZero()
 }
 
 type expectation struct {
