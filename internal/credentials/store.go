@@ -23,6 +23,7 @@ import (
 const (
 	sealedName = "sealed"
 	keyName    = "key"
+	tmpPrefix  = ".tmp-"
 	keyBytes   = 32 // AES-256
 	// sealedVersion is the first byte of the file, and authenticated with it.
 	sealedVersion = 1
@@ -38,6 +39,9 @@ type StoreOptions struct {
 	// Dir keeps the sealed file, and the key unless KeyFile names another. Empty:
 	// nothing is kept on disk.
 	Dir string
+	// InMemory: nothing is kept in Dir either, and what an earlier store kept there
+	// is removed.
+	InMemory bool
 	// KeyFile is a file of 32 bytes, which has to exist.
 	KeyFile string
 	Log     *slog.Logger
@@ -80,6 +84,18 @@ func OpenStore(opts StoreOptions) (*Store, error) {
 	if opts.Dir == "" {
 		return s, nil
 	}
+	stale, _ := filepath.Glob(filepath.Join(opts.Dir, tmpPrefix+"*")) // of a store that was killed
+	if opts.InMemory {
+		stale = append(stale, filepath.Join(opts.Dir, sealedName), filepath.Join(opts.Dir, keyName))
+	}
+	for _, path := range stale {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("remove credentials: %w", err)
+		}
+	}
+	if opts.InMemory {
+		return s, nil
+	}
 	if err := os.MkdirAll(opts.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of credentials: %w", err)
 	}
@@ -102,9 +118,15 @@ func OpenStore(opts StoreOptions) (*Store, error) {
 		opts.Log.Warn("credentials handed with earlier pulls are lost", "err", err)
 		return s, nil
 	}
-	maps.DeleteFunc(entries, func(_ string, e entry) bool { return time.Since(e.Handed) > maxAge })
 	s.entries = entries
+	s.forget()
 	return s, nil
+}
+
+// forget drops what no pull has brought for long. Called with mu held, but by
+// OpenStore.
+func (s *Store) forget() {
+	maps.DeleteFunc(s.entries, func(_ string, e entry) bool { return time.Since(e.Handed) > maxAge })
 }
 
 func (s *Store) path() string { return filepath.Join(s.opts.Dir, sealedName) }
@@ -191,6 +213,7 @@ func (s *Store) keep(repository string, auth authn.AuthConfig) {
 		return
 	}
 	s.entries[repository] = entry{plain(auth), time.Now().UTC()}
+	s.forget()
 	for len(s.entries) > maxEntries {
 		oldest := slices.MinFunc(slices.Collect(maps.Keys(s.entries)), func(a, b string) int { return s.entries[a].Handed.Compare(s.entries[b].Handed) })
 		delete(s.entries, oldest)
@@ -212,6 +235,7 @@ func (s *Store) keep(repository string, auth authn.AuthConfig) {
 func (s *Store) Credentials(_ context.Context, repository string) ([]authn.AuthConfig, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.forget()
 	var all []authn.AuthConfig
 	for _, o := range slices.Backward(s.offers[repository]) {
 		all = append(all, o.auth)
@@ -224,7 +248,7 @@ func (s *Store) Credentials(_ context.Context, repository string) ([]authn.AuthC
 
 // replaceFile writes a file that only its owner may read, wholly or not at all.
 func replaceFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
+	f, err := os.CreateTemp(filepath.Dir(path), tmpPrefix)
 	if err != nil {
 		return fmt.Errorf("write credentials: %w", err)
 	}

@@ -151,6 +151,20 @@ func TestStoreInMemory(t *testing.T) {
 	s := open(t, StoreOptions{})
 	s.Offer("a/b", alice)(true)
 	s.has(t, "a/b", alice)
+
+	dir := t.TempDir()
+	s = open(t, StoreOptions{Dir: dir})
+	s.Offer("a/b", alice)(true)
+	if err := os.WriteFile(filepath.Join(dir, ".tmp-123"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, StoreOptions{Dir: dir, InMemory: true})
+	s.has(t, "a/b")
+	s.Offer("a/b", bob)(true)
+	s.has(t, "a/b", bob)
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left on disk: %v, %v", left, err)
+	}
 }
 
 // TestStoreForgets: it keeps a bounded number, the newest, and none that is old.
@@ -167,6 +181,7 @@ func TestStoreForgets(t *testing.T) {
 	dir := t.TempDir()
 	s = open(t, StoreOptions{Dir: dir})
 	s.entries["a/old"] = entry{plain(alice), time.Now().Add(-maxAge - time.Hour)}
+	s.has(t, "a/old")
 	s.Offer("a/new", bob)(true)
 	s = open(t, StoreOptions{Dir: dir})
 	s.has(t, "a/old")

@@ -22,8 +22,8 @@ type Credentials struct {
 
 // openCredentials makes ready what all clients of registries share.
 func (d *Daemon) openCredentials() (err error) {
-	opts := credentials.StoreOptions{Dir: filepath.Join(d.cfg.Root, "credentials"), KeyFile: d.cfg.Credentials.KeyFile, Log: d.log}
-	if d.cfg.Credentials.InMemory || d.cfg.Containerd.ImageService == "" {
+	opts := credentials.StoreOptions{Dir: filepath.Join(d.cfg.Root, "credentials"), InMemory: d.cfg.Credentials.InMemory, KeyFile: d.cfg.Credentials.KeyFile, Log: d.log}
+	if !opts.InMemory && d.cfg.Containerd.ImageService == "" {
 		opts.Dir = ""
 	}
 	if d.handed, err = credentials.OpenStore(opts); err != nil {
