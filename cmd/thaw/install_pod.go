@@ -1,18 +1,23 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/thaw-project/thaw/internal/config"
+	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/install"
 )
 
@@ -20,6 +25,7 @@ import (
 const (
 	nodeLabel      = "thaw.dev/node=true" // of nodes that want it
 	uninstallRetry = 5 * time.Second      // while something uses it
+	tellInterval   = 10 * time.Second     // between two looks at fallbacks
 )
 
 // runPod installs on the host of a pod, waits for the pod's end, and takes the
@@ -48,7 +54,12 @@ func runPod(cmd *cobra.Command, g *globalOptions, opts *installOptions) error {
 		return err
 	}
 	log.Info("thaw is installed on the node")
+	var telling sync.WaitGroup
+	if cluster != nil {
+		telling.Go(func() { cluster.TellAll(cmd.Context(), tellInterval, hostFallbacks(g, opts), log) })
+	}
 	<-cmd.Context().Done()
+	telling.Wait()
 	if cluster == nil {
 		return nil
 	}
@@ -60,6 +71,45 @@ func runPod(cmd *cobra.Command, g *globalOptions, opts *installOptions) error {
 		return nil
 	}
 	return endOnHost(cmd, opts.hostArgs(g, "uninstall"), log)
+}
+
+// hostFallbacks asks the node's daemon what was not started the best way, though not
+// what was not to be.
+func hostFallbacks(g *globalOptions, opts *installOptions) func(context.Context) ([]install.Happening, error) {
+	root := cmp.Or(g.root, config.DefaultRoot)
+	c := api.NewClient(filepath.Join(cmp.Or(opts.destdir, "/proc/1/root"), root))
+	return func(ctx context.Context) ([]install.Happening, error) {
+		all, err := c.Fallbacks(ctx)
+		if err != nil {
+			return nil, err
+		}
+		var found []install.Happening
+		for _, f := range all {
+			if f.Reason != "configured" {
+				found = append(found, happening(f))
+			}
+		}
+		return found, nil
+	}
+}
+
+// happening says a fallback in the words of Kubernetes' events.
+func happening(f api.Fallback) install.Happening {
+	h := install.Happening{Reason: "ImageNotLazy", Action: "BringWhole", Key: f.Image + " " + f.Manifest.String() + " " + f.Action + " " + f.Reason,
+		First: f.First, Last: f.Last, Count: f.Count}
+	done := "was brought whole before it started"
+	switch f.Action {
+	case "plain":
+		h.Action, done = "LeaveToContainerd", "is left to containerd, which downloads and unpacks it"
+	case "fuse":
+		h.Reason, h.Action, done = "ImageThroughFUSE", "UseFUSE", "is mounted through FUSE"
+	}
+	h.Note = fmt.Sprintf("%s %s: %s", cmp.Or(f.Image, "an image"), done, f.Reason)
+	if f.Detail != "" {
+		h.Note += ": " + f.Detail
+	}
+	h.Note += "; " + f.Hint
+	return h
 }
 
 // hostArgs are the arguments of the same command on the host.

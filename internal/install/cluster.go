@@ -21,7 +21,8 @@ import (
 const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // Cluster is what a pod of a DaemonSet asks its Kubernetes: is this node still
-// to have thaw? It speaks two GETs, and links no client.
+// to have thaw? And it is told of what happens
+// on the node. That is two GETs, a POST and a PATCH: no client is linked for them.
 type Cluster struct {
 	Node      string // the pod's node
 	Label     string // of nodes that want thaw: key=value
@@ -94,16 +95,24 @@ func (c *Cluster) Wanted(ctx context.Context) (bool, error) {
 	return node.Metadata.Labels[key] == value, nil
 }
 
+// authorize gives a request the token of the pod's service account.
+func (c *Cluster) authorize(req *http.Request) error {
+	token, err := os.ReadFile(c.token)
+	if err != nil {
+		return fmt.Errorf("read the pod's token: %w", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+	return nil
+}
+
 func (c *Cluster) get(ctx context.Context, path string) (*object, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.url+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	token, err := os.ReadFile(c.token)
-	if err != nil {
-		return nil, fmt.Errorf("read the pod's token: %w", err)
+	if err := c.authorize(req); err != nil {
+		return nil, err
 	}
-	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	resp, err := c.client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("ask the cluster: %w", err)
