@@ -238,19 +238,24 @@ func TestSnapshotChains(t *testing.T) {
 		n := newSnapNode(t, mode)
 		layout := t.TempDir()
 		layers := layertartest.Everything()
+		if mode == api.ModeFUSE {
+			layers = layertartest.ThroughSymlinks() // less to read
+		}
 		writeImage(t, layout, "every", compressions[0], layers)
+		var want []tree
+		for i := range layers {
+			want = append(want, chainTree(t, layers[:i+1]))
+		}
 		ref := newLab(t, layout, "none").Addr() + "/every:latest"
 		n.pushIndex(ref)
 		img := n.image(layout, "every", ref)
 		n.pull(img)
 		check := func() {
 			for i, chain := range img.chains {
-				n.sameChain(chain, chainTree(t, layers[:i+1]))
+				n.sameChain(chain, want[i])
 			}
 		}
-		if mode == api.ModeFanotify {
-			check()
-		}
+		check()
 		// One view of the middle stays over the daemon's death.
 		key := n.key("view")
 		mounts, err := n.sn.View(t.Context(), key, img.chains[0])
@@ -262,14 +267,13 @@ func TestSnapshotChains(t *testing.T) {
 		n.thaw("cache", "ls")
 		n.daemon(pid)
 		check()
-		want := chainTree(t, layers[:1])
 		n.mounted(mounts, func(dir string) {
 			got, err := readTree(dir)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got.facts[""] = want.facts[""]
-			if err := want.diff(got); err != nil {
+			got.facts[""] = want[0].facts[""]
+			if err := want[0].diff(got); err != nil {
 				t.Error(err)
 			}
 		})

@@ -11,17 +11,18 @@ import (
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 // TestSnapshotLikeOverlay compares a real image with what containerd unpacks into its own
 // overlayfs snapshotter.
 func TestSnapshotLikeOverlay(t *testing.T) {
-	layout, _ := corpus(t, "nginx")
+	layout := filepath.Join(testenv.Corpus(t), "oci")
 	n := newSnapNode(t, api.ModeFanotify)
 	ref := newLab(t, layout, "none").Addr() + "/nginx:latest"
 	n.pushIndex(ref)
 	img := n.image(layout, "nginx", ref)
-	theirs, err := overlay.NewSnapshotter(n.path("overlay"))
+	theirs, err := overlay.NewSnapshotter(n.path("overlay"), overlay.WithMountOptions([]string{"volatile"})) // no sync at each unmount
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,13 +18,18 @@ import (
 // Remove implements snapshots.Snapshotter.
 func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	var id string
-	var wasLazy bool
+	var wasLazy, onPart bool
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		_, info, _, err := storage.GetInfo(ctx, key)
 		if err != nil {
 			return err
 		}
 		_, wasLazy = lazyOf(info)
+		_, bottom, err := below(ctx, info)
+		if err != nil {
+			return err
+		}
+		onPart = bottom != nil && bottom.Layers < bottom.All
 		id, _, err = storage.Remove(ctx, key)
 		return err
 	})
@@ -37,6 +42,9 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 		if err := os.RemoveAll(filepath.Join(s.snapshotsDir(), id)); err != nil {
 			s.log.Warn("remove directory of snapshot", "snapshot", key, "err", err)
 		}
+	}
+	if !wasLazy && !onPart {
+		return nil // the mount of a whole image stays with the image
 	}
 	if err := s.keep(ctx); err != nil {
 		s.log.Warn("let go of what a snapshot stood on", "snapshot", key, "err", err)

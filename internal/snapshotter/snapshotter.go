@@ -171,7 +171,6 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 // create makes a plain snapshot.
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) ([]mount.Mount, error) {
 	var st *stack
-	var made string // directory
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		snap, err := storage.CreateSnapshot(ctx, kind, key, parent, append(opts, withoutOwn)...)
 		if err != nil {
@@ -180,13 +179,13 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if st, err = s.stackOf(ctx, key); err != nil {
 			return err
 		}
-		made = filepath.Join(s.snapshotsDir(), snap.ID)
-		return s.makeDir(st)
+		// Within the transaction: if it is undone, the next one has this id.
+		if err := s.makeDir(st); err != nil {
+			return errors.Join(err, os.RemoveAll(filepath.Join(s.snapshotsDir(), snap.ID)))
+		}
+		return nil
 	})
 	if err != nil {
-		if made != "" {
-			err = errors.Join(err, os.RemoveAll(made)) // the transaction is undone
-		}
 		return nil, err
 	}
 	mounts, err := s.mountsOf(ctx, st)
