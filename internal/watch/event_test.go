@@ -83,6 +83,7 @@ func TestDecodeHostile(t *testing.T) {
 		"number":         {`"repository": "library/test"`, `"repository": 7`},
 		"user":           {`"url": "https://example.com/v2`, `"url": "https://user@:80/v2`},
 		"oci layout":     {`"url": "https://example.com/v2`, `"url": "https://oci:/v2`},
+		"another name":   {`"url": "https://example.com/v2/library/test/manifests`, `"url": "https://index.docker.io/v2/library/test/manifests`},
 	} {
 		doc := strings.Replace(good, edit[0], edit[1], 1)
 		if doc == good {
@@ -103,9 +104,11 @@ func TestDecodeHostile(t *testing.T) {
 			t.Errorf("%s is taken as %s: %+v", name, format, events)
 		}
 	}
-	ecr := strings.Replace(string(recorded(t, "ecr-push")), `"us-west-2"`, `"evil.example/x?"`, 1)
-	if _, events, err := Decode([]byte(ecr), ""); err != nil || events[0].Reason != ReasonMalformed {
-		t.Errorf("region is a host: %+v, %v", events, err)
+	for _, region := range []string{"evil.example/x?", "evil.example/x", "evil.example", ""} {
+		ecr := strings.Replace(string(recorded(t, "ecr-push")), "us-west-2", region, 1)
+		if _, events, err := Decode([]byte(ecr), ""); err != nil || events[0].Reason != ReasonMalformed {
+			t.Errorf("region %q: %+v, %v", region, events, err)
+		}
 	}
 }
 
