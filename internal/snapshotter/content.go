@@ -72,8 +72,11 @@ func (c *Content) find(ctx context.Context, namespace string, chainID digest.Dig
 	}
 	for _, info := range infos {
 		d, err := c.document(ctx, digest.Digest(info.Digest))
-		if err != nil {
+		if err != nil && ctx.Err() != nil {
 			return Image{}, err
+		}
+		if err != nil {
+			continue // this one is just removed, or too large to be an image's
 		}
 		if ref := source(info.Labels); ref != "" && slices.Contains(d.chains, chainID) {
 			return Image{Ref: ref + "@" + info.Digest, Manifest: digest.Digest(info.Digest), ChainID: chainID, Namespace: namespace}, nil

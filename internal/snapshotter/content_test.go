@@ -95,6 +95,7 @@ func TestContentFind(t *testing.T) {
 	}
 	image(map[string]string{"containerd.io/gc.ref.content.config": "sha256:"}, ids[2]) // imported: nobody knows from where
 	put(t, store, "no manifest", source)
+	put(t, store, strings.Repeat("x", maxDocumentBytes), source) // looked at first: it came last
 	late := put(t, store, v1.Manifest{Config: v1.Descriptor{Digest: digest.FromString("not here")}, Layers: make([]v1.Descriptor, 1)}, source)
 	old := image(source, ids[0], ids[2])
 	before := time.Now().Add(-time.Hour)
