@@ -32,19 +32,25 @@ type Source interface {
 // package registry asks.
 type Chain []Source
 
-// Candidates asks one source after the other, as long as more is wanted.
+// Candidates asks one source after the other, as long as more is wanted. After
+// what there is comes none: a password that does not hold any more is to be no
+// obstacle to what anybody may read.
 func (c Chain) Candidates(ctx context.Context, target authn.Resource) iter.Seq2[authn.AuthConfig, error] {
 	return func(yield func(authn.AuthConfig, error) bool) {
+		some := false
 		for _, s := range c {
 			found, err := s.Credentials(ctx, repositoryOf(target))
 			if err != nil && !yield(authn.AuthConfig{}, err) {
 				return
 			}
 			for _, cfg := range found {
-				if !yield(cfg, nil) {
+				if some = true; !yield(cfg, nil) {
 					return
 				}
 			}
+		}
+		if some {
+			yield(authn.AuthConfig{}, nil)
 		}
 	}
 }
