@@ -35,8 +35,8 @@ const endTimeout = 2 * time.Second
 const maxLine = 1 << 20
 
 // Serve sends the starts that come on in, until it ends. It returns an error when
-// traces cannot be sent at all, or the last ones were not; what the SDK says while it
-// runs goes to the standard error.
+// the environment asks for what there is not; what cannot be sent the SDK says on the
+// standard error.
 func Serve(ctx context.Context, in io.Reader) error {
 	exporter, err := newExporter(ctx)
 	if err != nil {
