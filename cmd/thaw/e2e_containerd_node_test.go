@@ -239,13 +239,13 @@ func firsts(table string) []string {
 	return all
 }
 
-// namespaces that tests use.
-var namespaces = []string{"default", "k8s.io"}
+// usedNamespaces are those that tests use.
+var usedNamespaces = []string{"default", "k8s.io"}
 
 // removeAll removes all tasks, containers and images; the error is what could not be.
 func (c *cluster) removeAll() error {
 	var errs []error
-	for _, ns := range namespaces {
+	for _, ns := range usedNamespaces {
 		ctr := func(args ...string) string {
 			out, err := c.tryCtr(append([]string{"-n", ns}, args...)...)
 			if err != nil && !strings.Contains(err.Error(), "not found") {
@@ -272,7 +272,7 @@ func (c *cluster) removeAll() error {
 // snapshots lists all of thaw's, as containerd says.
 func (c *cluster) snapshots() ([]string, error) {
 	var all []string
-	for _, ns := range namespaces {
+	for _, ns := range usedNamespaces {
 		out, err := c.tryCtr("-n", ns, "snapshots", "--snapshotter", "thaw", "ls")
 		if err != nil {
 			return nil, err
