@@ -20,7 +20,10 @@ const defaultSnapshotter = "overlayfs"
 
 // lazySnapshotters fetch what is read, as far as is known: their starts need not
 // bring all of an image.
-var lazySnapshotters = []string{"soci", "stargz", "nydus", "overlaybd", "thaw"}
+var lazySnapshotters = []string{"soci", "stargz", "nydus", "overlaybd", thawSnapshotter}
+
+// thawSnapshotter is our own name there.
+const thawSnapshotter = "thaw"
 
 // socketValue begins a peer, snapshotterValue names the last one's snapshotter.
 type (
@@ -79,7 +82,11 @@ func (b *bencher) peer(p peer, tuned bool) bench.Mode {
 	if b.peers[first].socket != p.socket {
 		name = "containerd@" + p.socket + "/" + p.snapshotter
 	}
-	args := []string{"--socket", p.socket, "--snapshotter", p.snapshotter, "--image", b.ref, "--ready", b.ready}
+	ref, registry := b.ref, b.registry
+	if p.snapshotter == thawSnapshotter && slices.Contains(b.modes, modeBundle) {
+		ref, registry = b.bundleRef, b.bundleRegistry // to be compared with that mode
+	}
+	args := []string{"--socket", p.socket, "--snapshotter", p.snapshotter, "--image", ref, "--ready", b.ready}
 	if tuned {
 		name += "+tuned"
 		args = append(args, "--tuned")
@@ -91,5 +98,5 @@ func (b *bencher) peer(p peer, tuned bool) bench.Mode {
 		args = append(args, "--env", e)
 	}
 	args = append(append(args, "--"), b.args...)
-	return bench.Mode{Name: name, Registry: b.registry, Eager: !slices.Contains(lazySnapshotters, p.snapshotter), Way: bench.NewProgram(b.peerExe, args...)}
+	return bench.Mode{Name: name, Registry: registry, Eager: !slices.Contains(lazySnapshotters, p.snapshotter), Way: bench.NewProgram(b.peerExe, args...)}
 }

@@ -94,11 +94,9 @@ func TestBench(t *testing.T) {
 	}
 }
 
-// newContainerd runs a containerd of its own until the end of the test, and puts
-// what talks to it into PATH. It returns its socket.
-func (n *node) newContainerd() string {
+// buildPeer puts the program that talks to containerd into PATH until the end of the test.
+func (n *node) buildPeer() {
 	n.Helper()
-	programs := testenv.NeedContainerd(n, "2")
 	testenv.NeedTool(n, "go")
 	bin := n.mkdir()
 	build := exec.Command("go", "build", "-o", bin, "../thaw-bench-containerd")
@@ -108,6 +106,14 @@ func (n *node) newContainerd() string {
 	path := os.Getenv("PATH")
 	os.Setenv("PATH", bin+string(os.PathListSeparator)+path)
 	n.Cleanup(func() { os.Setenv("PATH", path) })
+}
+
+// newContainerd runs a containerd of its own until the end of the test. It returns its
+// socket.
+func (n *node) newContainerd() string {
+	n.Helper()
+	programs := testenv.NeedContainerd(n, "2")
+	n.buildPeer()
 	script, err := filepath.Abs("../../scripts/containerd.sh")
 	if err != nil {
 		n.Fatal(err)
@@ -165,6 +171,28 @@ func TestBenchContainerd(t *testing.T) {
 	n.refuses(1, "in its namespace other as well", n.benchArgs("--vs-containerd", socket, "--mode", "warm", "--runs", "1")...)
 	n.refuses(1, "has no snapshotter \"none\", only ", n.benchArgs("--vs-containerd", socket, "--snapshotter", "none", "--mode", "warm")...)
 	n.refuses(1, "connect to containerd: ", n.benchArgs("--vs-containerd", "/none", "--mode", "warm")...)
+}
+
+// TestBenchSnapshotter times thaw as containerd's snapshotter beside thaw itself, with a
+// start-up bundle.
+func TestBenchSnapshotter(t *testing.T) {
+	if os.Getenv("THAW_LONG") == "" {
+		t.Skip("needs THAW_LONG: it takes half a minute")
+	}
+	c := newCluster(t, "2")
+	n := newNode(t) // the benchmark's own daemons do not serve containerd
+	n.buildPeer()
+	r := n.start(n.benchArgs("--runs", "3", "--net", "cloud", "--mode", "lazy+bundle", "--vs-containerd", c.path("c.sock"), "--snapshotter", "thaw", "--json")...).
+		waitSteps("prepare lazy+bundle", "run 1 of 3", "run 2 of 3", "run 3 of 3", "warm: ready")
+	var got bench.Result
+	if err := json.Unmarshal([]byte(r.stdout), &got); err != nil {
+		t.Fatalf("%v\n%v", err, r)
+	}
+	m := got.Modes["containerd/thaw"]
+	if m == nil || !m.Cold || m.MedianMs <= 0 || *m.BytesUntilReady >= got.ImageBytes {
+		t.Fatalf("%s", r.stdout)
+	}
+	t.Logf("ready after %v ms, with thaw run %v ms", m.ReadyMs, got.Modes["lazy+bundle"].ReadyMs)
 }
 
 func TestBenchInterrupted(t *testing.T) {

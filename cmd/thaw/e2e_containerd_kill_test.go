@@ -134,13 +134,16 @@ func (c *cluster) runPause(image killable, id string) {
 	c.ctr("containers", "rm", id)
 }
 
-// settled waits until containerd, mounts and state agree after a kill. containerd tries
-// again what failed in its garbage collection when it next has reason for one.
+// settled waits until containerd, mounts and state agree after a kill. What containerd
+// did not come to write down, or failed to remove, it removes in its next garbage
+// collection after the removal of any other snapshot.
 func (c *cluster) settled(what string) {
 	c.Helper()
 	deadline := time.Now().Add(patience)
 	problems := c.disagreements()
 	for len(problems) > 0 && time.Now().Before(deadline) {
+		c.tryCtr("snapshots", "--snapshotter", "thaw", "prepare", "collect")
+		c.tryCtr("snapshots", "--snapshotter", "thaw", "rm", "collect")
 		c.tryCtr("leases", "create", "--id", "collect")
 		c.tryCtr("leases", "rm", "--sync", "collect")
 		problems = c.disagreements()

@@ -149,7 +149,8 @@ func (w *way) plugin(ctx context.Context, c *client.Client) ([]string, error) {
 			if p.ID == w.Snapshotter {
 				found = true
 				if root != "" {
-					patterns = append(patterns, filepath.Join(root, "snapshots", "*"))
+					patterns = append(patterns, filepath.Join(root, "snapshots", "*"),
+						filepath.Join(root, "store", "layers", "*"), filepath.Join(root, "snapshotter", "snapshots", "*")) // thaw's
 				}
 			}
 		}
