@@ -200,7 +200,7 @@ func (p *Plan) configure(ctx context.Context) error {
 		return fmt.Errorf("containerd's configuration %s: %w", o.Config, err)
 	}
 	if old == nil {
-		if err := d.Set(newVersion(ctx), "version"); err != nil {
+		if err := d.Set(newVersion(ctx, o.containerd()), "version"); err != nil {
 			return err
 		}
 	}
@@ -504,7 +504,7 @@ func (p *Plan) write(f File) error {
 // ask has containerd read a configuration; nil where there is no containerd. A
 // configuration that is not there is containerd's own.
 func (p *Plan) ask(ctx context.Context) (map[string]any, error) {
-	program := FindContainerd()
+	program := p.opts.containerd()
 	if program == "" {
 		return nil, nil
 	}
@@ -614,10 +614,17 @@ func lookup(m map[string]any, path []string) any {
 	return v
 }
 
-// FindContainerd returns the containerd of this host; "" for none.
-func FindContainerd() string {
-	for _, name := range []string{"containerd", "/usr/local/bin/containerd", "/usr/bin/containerd",
-		"/var/lib/rancher/k3s/data/current/bin/containerd", "/var/lib/rancher/rke2/bin/containerd"} {
+// containerd returns the program that reads the configuration; "" for none. That
+// of k3s or RKE2 is theirs: the host may have an older one, which knows less.
+func (o *Options) containerd() string {
+	names := []string{"containerd", "/usr/local/bin/containerd", "/usr/bin/containerd"}
+	switch {
+	case strings.HasPrefix(o.Config, "/var/lib/rancher/k3s/"):
+		names = []string{o.at("/var/lib/rancher/k3s/data/current/bin/containerd")}
+	case strings.HasPrefix(o.Config, "/var/lib/rancher/rke2/"):
+		names = []string{o.at("/var/lib/rancher/rke2/bin/containerd")}
+	}
+	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
@@ -627,8 +634,7 @@ func FindContainerd() string {
 
 // newVersion is that of a configuration where there is none: all know 2, and
 // only containerd 2.x knows 3.
-func newVersion(ctx context.Context) int {
-	program := FindContainerd()
+func newVersion(ctx context.Context, program string) int {
 	if program == "" {
 		return 2
 	}

@@ -253,6 +253,15 @@ func TestRefused(t *testing.T) {
 
 // TestContainerdRefuses: what containerd cannot read, or reads otherwise, is
 // taken back.
+// script makes a program for the shell.
+func script(t *testing.T, path, lines string) {
+	t.Helper()
+	write(t, path, "#!/bin/sh\nPATH=/usr/bin:/bin\n"+lines+"\n")
+	if err := os.Chmod(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestContainerdRefuses(t *testing.T) {
 	for _, c := range []struct{ name, script, err string }{
 		{"cannot read what is there", "echo bad key >&2; exit 1", "bad key"},
@@ -263,9 +272,7 @@ func TestContainerdRefuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			o := host(t, "testdata/eks.toml")
 			before := tree(t, o.Destdir)[DefaultConfig]
-			if err := os.WriteFile(filepath.Join(os.Getenv("PATH"), "containerd"), []byte("#!/bin/sh\nPATH=/usr/bin:/bin\n"+c.script+"\n"), 0o755); err != nil {
-				t.Fatal(err)
-			}
+			script(t, filepath.Join(os.Getenv("PATH"), "containerd"), c.script)
 			p, err := New(t.Context(), o)
 			if err != nil {
 				t.Fatal(err)
@@ -413,6 +420,23 @@ func TestRestartK3s(t *testing.T) {
 	}
 	if got := told(); !slices.Contains(got, "restart k3s-agent.service") {
 		t.Errorf("systemd was told %q", got)
+	}
+}
+
+// TestAsksK3s: its configuration is read by its own containerd, whatever else the
+// host has.
+func TestAsksK3s(t *testing.T) {
+	o := host(t, "")
+	o.Config = "/var/lib/rancher/k3s/agent/etc/containerd/config.toml"
+	write(t, filepath.Join(o.Destdir, o.Config), "version = 3\n")
+	script(t, filepath.Join(os.Getenv("PATH"), "containerd"), "echo Docker is asked >&2; exit 1")
+	script(t, filepath.Join(o.Destdir, "/var/lib/rancher/k3s/data/current/bin/containerd"), "echo k3s is asked >&2; exit 1")
+	p, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Apply(t.Context()); err == nil || !strings.Contains(err.Error(), "k3s is asked") {
+		t.Error(err)
 	}
 }
 
