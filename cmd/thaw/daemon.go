@@ -50,6 +50,7 @@ type daemonOptions struct {
 	trust       string
 	trustKey    string
 	listen      string
+	address     string
 	metrics     string
 }
 
@@ -100,6 +101,7 @@ func (o *daemonOptions) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.trust, "trust", "", "which indexes are taken: any, local (built on this node), signed (with --trust-key, or local) (default any)")
 	f.StringVar(&o.trustKey, "trust-key", "", "file of a public key in PEM, as cosign or openssl write it")
+	f.StringVar(&o.address, "containerd-address", "", "containerd's own socket, which is asked for what it does not say with a layer (default "+config.DefaultContainerd+")")
 	f.StringVar(&o.listen, "containerd-listen", "", "serve containerd as a snapshotter on this socket (default off)")
 	complete(cmd, "trust", trust.Any, trust.Local, trust.Signed)
 	f.BoolVar(&o.upgrade, "upgrade", false, "have the running daemon go on as this program")
@@ -201,7 +203,8 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if cfg.Containerd.Listen = cmp.Or(o.listen, cfg.Containerd.Listen); cfg.Containerd.Listen != "" && !filepath.IsAbs(cfg.Containerd.Listen) {
 		return daemon.Config{}, usageError{fmt.Errorf("containerd.listen %q: name the socket from the root", cfg.Containerd.Listen)}
 	}
-	for name, path := range map[string]string{"containerd.image-service": cfg.Containerd.ImageService, "credentials.key": cfg.Credentials.Key,
+	cfg.Containerd.Address = cmp.Or(o.address, cfg.Containerd.Address)
+	for name, path := range map[string]string{"containerd.address": cfg.Containerd.Address, "containerd.image-service": cfg.Containerd.ImageService, "credentials.key": cfg.Credentials.Key,
 		"credentials.providers": cfg.Credentials.Providers, "credentials.providers-dir": cfg.Credentials.ProvidersDir} {
 		if path != "" && !filepath.IsAbs(path) {
 			return daemon.Config{}, usageError{fmt.Errorf("%s %q: name it from the root", name, path)}
@@ -275,6 +278,9 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.trust != "" {
 		args = append(args, "--trust", o.trust)
+	}
+	if o.address != "" {
+		args = append(args, "--containerd-address", o.address)
 	}
 	if o.listen != "" {
 		args = append(args, "--containerd-listen", o.listen)

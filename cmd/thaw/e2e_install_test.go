@@ -89,7 +89,8 @@ func TestInstallContainerd(t *testing.T) {
 				t.Errorf("installing again: %s", out)
 			}
 
-			n.start("daemon", "--idle-exit=0s", "--containerd-listen", socket)
+			n.refuses(exitUsage, "containerd.address", "daemon", "--containerd-address", "c.sock")
+			n.start("daemon", "--idle-exit=0s", "--containerd-listen", socket, "--containerd-address", filepath.Join(dir, "containerd.sock"))
 			n.eventually("the daemon listens for containerd", func() bool { _, err := os.Stat(socket); return err == nil })
 			stop := n.plugged(filepath.Join(programs, "containerd"), config)
 			ctr := n.ctr(filepath.Join(programs, "ctr"), filepath.Join(dir, "containerd.sock"))

@@ -25,7 +25,9 @@ const (
 	imagesPlugin   = "io.containerd.cri.v1.images"     // of versions 3 and 4
 	runtimePlugin  = "io.containerd.cri.v1.runtime"    // of versions 3 and 4
 	transferPlugin = "io.containerd.transfer.v1.local" // of all
+	grpcPlugin     = "io.containerd.server.v1.grpc"    // of version 4
 	defaultRuntime = "runc"
+	defaultAddress = "/run/containerd/containerd.sock"
 )
 
 // settings are what containerd is told.
@@ -46,6 +48,18 @@ func configVersion(d *tomledit.Document) int {
 		}
 	}
 	return 1
+}
+
+// grpcAddress is the socket that containerd says it listens on; "" for its default.
+func grpcAddress(d *tomledit.Document) string {
+	for _, path := range [][]string{{"grpc", "address"}, {"plugins", grpcPlugin, "address"}} {
+		if v, ok := d.Get(path...); ok {
+			if s, _ := v.(string); filepath.IsAbs(s) && s != defaultAddress {
+				return s
+			}
+		}
+	}
+	return ""
 }
 
 // withCRI reports whether containerd serves Kubernetes.

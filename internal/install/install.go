@@ -131,7 +131,13 @@ func New(ctx context.Context, o Options) (*Plan, error) {
 	if o.Program != nil {
 		p.add(programPath, o.Program, 0o755)
 	}
-	unit, dropIn := deploy.Unit, unitExtra(o)
+	address := ""
+	if b, err := os.ReadFile(o.at(o.Config)); err == nil {
+		if d, err := tomledit.Parse(b); err == nil { // else configure says so
+			address = grpcAddress(d)
+		}
+	}
+	unit, dropIn := deploy.Unit, unitExtra(o, address)
 	if old, err := os.ReadFile(o.at(unitPath)); err == nil && !bytes.Equal(old, unit) && !slices.Contains(p.left.Created, unitPath) {
 		p.Notes = append(p.Notes, unitPath+" is there and not ours: it stays; "+unitDropIn+" is put beside it")
 	} else {
@@ -149,13 +155,17 @@ func New(ctx context.Context, o Options) (*Plan, error) {
 	return p, nil
 }
 
-// unitExtra is what the unit needs for containerd.
-func unitExtra(o Options) []byte {
+// unitExtra is what the unit needs for containerd, which may listen elsewhere
+// than by default.
+func unitExtra(o Options, address string) []byte {
+	if address != "" {
+		address = " --containerd-address " + address
+	}
 	root := ""
 	if o.Root != "" && o.Root != "/var/lib/thaw" {
 		root = " --root " + o.Root
 	}
-	return []byte(strings.NewReplacer("@SOCKET@", o.Socket, "@ROOT@", root).Replace(string(deploy.UnitContainerd)))
+	return []byte(strings.NewReplacer("@SOCKET@", o.Socket, "@ADDRESS@", address, "@ROOT@", root).Replace(string(deploy.UnitContainerd)))
 }
 
 // add plans a file of ours.

@@ -330,8 +330,8 @@ func TestEndWithoutRecord(t *testing.T) {
 }
 
 func TestUnit(t *testing.T) {
-	got := unitExtra(Options{Socket: "/s", Root: "/r"})
-	if !bytes.Contains(got, []byte("\nExecStart=/usr/local/bin/thaw daemon --idle-exit=0s --log-level info --containerd-listen /s --root /r\n")) {
+	got := unitExtra(Options{Socket: "/s", Root: "/r"}, "/c")
+	if !bytes.Contains(got, []byte("\nExecStart=/usr/local/bin/thaw daemon --idle-exit=0s --log-level info --containerd-listen /s --containerd-address /c --root /r\n")) {
 		t.Errorf("%s", got)
 	}
 }
@@ -420,6 +420,9 @@ func TestRestartK3s(t *testing.T) {
 	}
 	if got := told(); !slices.Contains(got, "restart k3s-agent.service") {
 		t.Errorf("systemd was told %q", got)
+	}
+	if got := tree(t, o.Destdir)[unitDropIn]; !strings.Contains(got, " --containerd-address /run/k3s/containerd/containerd.sock\n") {
+		t.Errorf("the daemon is not told where k3s' containerd listens:\n%s", got)
 	}
 }
 
