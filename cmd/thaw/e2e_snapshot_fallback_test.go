@@ -87,7 +87,7 @@ func TestSnapshotFallback(t *testing.T) {
 	unnamed.ref = ""
 	plain(unnamed, "unnamed")
 	gone := images["lazy"]
-	gone.ref = "127.0.0.1:1/gone:latest"
+	gone.ref = addr + "/gone:latest"
 	plain(gone, "registry")
 
 	n.pull(images["eager"])
