@@ -156,12 +156,15 @@ func runInstall(cmd *cobra.Command, g *globalOptions, opts *installOptions) erro
 func installHint(err error) error {
 	var syntax *tomledit.SyntaxError
 	var generated *install.GeneratedError
+	var marks *install.MarksError
 	hint := ""
 	switch {
 	case errors.As(err, &syntax):
 		hint = "mend it first: containerd cannot read it either"
 	case errors.As(err, &generated):
 		hint = "docs/containerd.md says what to put into its template"
+	case errors.As(err, &marks):
+		hint = "another program has written it anew: take out proxy_plugins.thaw and what names thaw, as docs/containerd.md has it, then again"
 	case errors.Is(err, install.ErrVersion):
 		hint = `containerd config migrate prints it in the newest version`
 	case errors.Is(err, tomledit.ErrForm):
@@ -179,7 +182,7 @@ func runUninstall(cmd *cobra.Command, g *globalOptions, opts *installOptions) er
 	}
 	p, err := install.NewEnd(o)
 	if err != nil {
-		return err
+		return installHint(err)
 	}
 	if err := unused(cmd.Context(), p.Socket(), filepath.Join("/", opts.destdir, p.Root())); err != nil && !opts.dryRun {
 		return err

@@ -233,8 +233,13 @@ func (p *Plan) configure(ctx context.Context) error {
 		return fmt.Errorf("change containerd's configuration %s: %w", o.Config, err)
 	}
 	f := File{Path: o.Config, Action: action(current, b), old: current, new: b, mode: 0o644, text: true, config: true}
-	if f.Action == Change && !tomledit.Edited(current) {
+	switch foreign := tomledit.Foreign(current, b); {
+	case f.Action != Change:
+	case !tomledit.Edited(current):
 		p.Backup = o.Config + backupSuffix
+	case len(foreign) > 0:
+		p.Backup = o.Config + backupSuffix
+		p.Notes = append(p.Notes, fmt.Sprintf("what was between thaw's marks in %s and is not thaw's is in %s only, such as %q", o.Config, p.Backup, foreign[0]))
 	}
 	p.Files = append(p.Files, f)
 	return nil
@@ -309,6 +314,9 @@ func NewEnd(o Options) (*Plan, error) {
 		if !there {
 			old = nil
 		}
+		if p.left.Config != "" && namesThaw(old) {
+			return nil, &MarksError{p.Config}
+		}
 		p.Files = append(p.Files, File{Path: p.Config, Action: action(current, old), old: current, new: old, text: true, config: true})
 		p.dropBackup(old)
 	}
@@ -327,6 +335,24 @@ func NewEnd(o Options) (*Plan, error) {
 		p.Files = append(p.Files, File{Path: path, Action: action(b, nil), old: b, text: path != programPath, config: path == p.left.DropIn})
 	}
 	return p, nil
+}
+
+// MarksError is a configuration in which what is to be taken back is not marked
+// any more: another program has written it anew, such as nvidia-ctk.
+type MarksError struct{ Path string }
+
+func (e *MarksError) Error() string {
+	return e.Path + " names the snapshotter thaw outside of thaw's marks"
+}
+
+// namesThaw reports whether a configuration has the snapshotter.
+func namesThaw(b []byte) bool {
+	d, err := tomledit.Parse(b)
+	if err != nil {
+		return false // containerd does not read it either
+	}
+	_, ok := d.Get("proxy_plugins", Name)
+	return ok
 }
 
 // find looks for an installation that has no record in the state directory that

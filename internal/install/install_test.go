@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/pelletier/go-toml/v2"
 
 	"github.com/thaw-project/thaw/deploy"
 	"github.com/thaw-project/thaw/internal/tomledit"
@@ -253,6 +254,60 @@ func TestRefused(t *testing.T) {
 
 // TestContainerdRefuses: what containerd cannot read, or reads otherwise, is
 // taken back.
+// What somebody put between the marks is not thrown away without a copy.
+func TestEditsBetweenMarks(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	install(t, o)
+	path := filepath.Join(o.Destdir, DefaultConfig)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := strings.Replace(string(b), "# <<< thaw", "[debug]\nlevel = 'mine'\n# <<< thaw", 1)
+	write(t, path, edited)
+	p := install(t, o)
+	if got := tree(t, o.Destdir); got[DefaultConfig] != string(b) || got[DefaultConfig+backupSuffix] != edited {
+		t.Errorf("files: %v", got)
+	}
+	if !strings.Contains(strings.Join(p.Notes, " "), "[debug]") {
+		t.Errorf("notes: %q", p.Notes)
+	}
+	o.Default = true // lines that are ours in another way are no reason
+	if p := install(t, o); p.Backup != "" {
+		t.Errorf("backup for %q", p.Notes)
+	}
+}
+
+// A configuration that another program wrote anew has no marks: nothing can be
+// taken back, and nothing is.
+func TestEndWithoutMarks(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	install(t, o)
+	path := filepath.Join(o.Destdir, DefaultConfig)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]any
+	if err := toml.Unmarshal(b, &all); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = toml.Marshal(all); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, string(b))
+	var marks *MarksError
+	if _, err := NewEnd(o); !errors.As(err, &marks) || marks.Path != DefaultConfig {
+		t.Errorf("got %v", err)
+	}
+	delete(all, "proxy_plugins")
+	if b, err = toml.Marshal(all); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, string(b))
+	uninstall(t, o)
+}
+
 // script makes a program for the shell.
 func script(t *testing.T, path, lines string) {
 	t.Helper()

@@ -368,6 +368,29 @@ func Edited(b []byte) bool {
 	return false
 }
 
+// Foreign returns lines between marks of b that the file does not have once it is
+// changed anew: somebody has put them there.
+func Foreign(b, anew []byte) []string {
+	have := map[string]bool{}
+	for l := range bytes.Lines(anew) {
+		have[string(bytes.TrimSpace(l))] = true
+	}
+	var foreign []string
+	within := false
+	for l := range bytes.Lines(b) {
+		text := bytes.TrimSpace(l)
+		switch {
+		case bytes.HasPrefix(text, []byte(beginMark)):
+			within = true
+		case bytes.HasPrefix(text, []byte(endMark)):
+			within = false
+		case within && len(text) > 0 && !have[string(text)]:
+			foreign = append(foreign, string(text))
+		}
+	}
+	return foreign
+}
+
 // Undo takes all changes back. there is whether the file was there at all. A
 // file without changes comes back as it is; one whose marks were damaged is an
 // error that names the line.
