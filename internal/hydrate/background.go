@@ -25,9 +25,12 @@ const (
 	// quiet is how long no reader may have waited before work is done that nobody
 	// needs soon: hashing what is here.
 	quiet = time.Second
-	// yieldPause bounds one pause of the background, so that it cannot starve
-	// behind readers who always wait.
-	yieldPause = 20 * time.Millisecond
+	// yieldShare is how many times as long as it received the background pauses
+	// while a reader waits: it has a third of a connection's time then, however
+	// fast the network is, and cannot starve behind readers who always wait.
+	yieldShare = 2
+	yieldLeast = 2 * time.Millisecond
+	yieldMost  = 100 * time.Millisecond
 	// maxBackgroundStreams bounds the layers that are streamed with nobody waiting.
 	maxBackgroundStreams = 2
 )
@@ -262,14 +265,14 @@ func (l *Layer) pace(ctx context.Context, urgent <-chan struct{}, n int64) error
 	return nil
 }
 
-// yield pauses a background transfer for a moment while a reader waits, unless
-// for it (urgent is closed): its connection fills up and the network is the
-// reader's.
-func (s *Scheduler) yield(ctx context.Context, urgent <-chan struct{}) {
+// yield pauses a background transfer, whose last bytes took that long, while a
+// reader waits, unless for it (urgent is closed): its connection fills up and the
+// network is the reader's.
+func (s *Scheduler) yield(ctx context.Context, urgent <-chan struct{}, took time.Duration) {
 	if s.waiting.Load() == 0 {
 		return
 	}
-	t := time.NewTimer(yieldPause)
+	t := time.NewTimer(min(max(yieldShare*took, yieldLeast), yieldMost))
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/inflate"
@@ -79,13 +80,15 @@ type pacedReader struct {
 }
 
 func (p *pacedReader) Read(b []byte) (int, error) {
+	begun := time.Now()
 	n, err := p.r.Read(b)
+	took := time.Since(begun)
 	p.l.fetched(int64(n), p.l.waiting.Load() > 0)
 	if err != nil && err != io.EOF {
 		err = &sourceError{err}
 	}
 	if n > 0 && p.l.waiting.Load() == 0 {
-		p.l.s.yield(p.ctx, nil)
+		p.l.s.yield(p.ctx, nil, took)
 		if werr := p.l.pace(p.ctx, nil, int64(n)); werr != nil {
 			return n, werr
 		}

@@ -213,16 +213,18 @@ func (t *receiver) receive(ctx context.Context) error {
 	}
 	defer body.Close()
 	answered := time.Now()
-	have := int64(0)
+	have, took := int64(0), time.Duration(0)
 	for i := t.first; i < t.end; i++ {
 		span := t.l.c.Spans[i]
 		from := span.OffsetCompressed - t.start
 		need := from + span.BytesCompressed
 		for have < need {
 			if !t.run.ahead {
-				t.l.s.yield(ctx, t.run.urgent)
+				t.l.s.yield(ctx, t.run.urgent, took)
 			}
+			begun := time.Now()
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
+			took = time.Since(begun)
 			have += int64(n)
 			t.l.fetched(int64(n), t.run.isUrgent())
 			if n > 0 {
