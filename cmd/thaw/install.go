@@ -159,16 +159,16 @@ func installHint(err error) error {
 	var marks *install.MarksError
 	hint := ""
 	switch {
+	case errors.Is(err, tomledit.ErrForm): // which may say where, too
+		hint = "docs/containerd.md has the settings, to be put there by hand"
 	case errors.As(err, &syntax):
 		hint = "mend it first: containerd cannot read it either"
 	case errors.As(err, &generated):
-		hint = "docs/containerd.md says what to put into its template"
+		hint = "docs/kubernetes.md says what to put into its template"
 	case errors.As(err, &marks):
 		hint = "another program has written it anew: take out proxy_plugins.thaw and what names thaw, as docs/containerd.md has it, then again"
 	case errors.Is(err, install.ErrVersion):
 		hint = `containerd config migrate prints it in the newest version`
-	case errors.Is(err, tomledit.ErrForm):
-		hint = "docs/containerd.md has the settings, to be put there by hand"
 	default:
 		return err
 	}
