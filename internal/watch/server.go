@@ -97,7 +97,8 @@ func (w *Watcher) Handler() http.Handler {
 		_, _ = io.WriteString(rw, "ok\n") // the client is gone: nobody to tell
 	})
 	mux.Handle("GET /metrics", metrics.Handler(w.gather))
-	return mux
+	// Without a secret a page in a browser of this machine could be the sender.
+	return http.NewCrossOriginProtection().Handler(mux)
 }
 
 func sum(s string) []byte {

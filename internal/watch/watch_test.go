@@ -214,6 +214,19 @@ func (w *Watcher) get(t testing.TB, path, authorization string) reply {
 	return reply{status: rec.Code, header: rec.Header(), body: rec.Body.String()}
 }
 
+// TestBrowser: pages of other sites cannot send notifications.
+func TestBrowser(t *testing.T) {
+	w := newWatcher(t, options(t))
+	for name, value := range map[string]string{"Sec-Fetch-Site": "cross-site", "Origin": "https://example.org"} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/notify", strings.NewReader(push(1, 1)))
+		r.Header.Set(name, value)
+		rec := httptest.NewRecorder()
+		if w.Handler().ServeHTTP(rec, r); rec.Code != http.StatusForbidden || w.Queued() != 0 {
+			t.Errorf("%s: %d, %d in the queue", name, rec.Code, w.Queued())
+		}
+	}
+}
+
 func TestSecret(t *testing.T) {
 	opts := options(t)
 	opts.Secrets = []string{"open-sesame", "the-next-one"}
