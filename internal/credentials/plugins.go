@@ -61,7 +61,7 @@ type plugin struct {
 	pluginConfig
 	program string
 	life    time.Duration // of answers that do not say
-	running sync.Mutex    // held while the program runs: others wait for its answer
+	running chan struct{} // has room while the program does not run: others wait for its answer
 
 	mu     sync.Mutex // guards cached
 	cached map[string]answer
@@ -97,7 +97,7 @@ func LoadPlugins(path, dir string, log *slog.Logger) (*Plugins, error) {
 			continue
 		}
 		life, _ := time.ParseDuration(c.DefaultCacheDuration) // parsed before
-		p.all = append(p.all, &plugin{pluginConfig: c, program: filepath.Join(dir, c.Name), life: life, cached: map[string]answer{}})
+		p.all = append(p.all, &plugin{pluginConfig: c, program: filepath.Join(dir, c.Name), life: life, running: make(chan struct{}, 1), cached: map[string]answer{}})
 	}
 	return p, nil
 }
@@ -172,8 +172,12 @@ func (p *plugin) ask(ctx context.Context, repository string) (map[string]authn.A
 	if auth, ok := p.known(repository); ok {
 		return auth, nil
 	}
-	p.running.Lock()
-	defer p.running.Unlock()
+	select {
+	case p.running <- struct{}{}:
+		defer func() { <-p.running }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if auth, ok := p.known(repository); ok {
 		return auth, nil
 	}

@@ -1,7 +1,9 @@
 package credentials
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -163,6 +165,17 @@ func TestPluginsThatFail(t *testing.T) {
 		if cfg, err := got.Authorization(); err != nil || cfg.Username != alice.Username {
 			t.Errorf("%s: got %v, %v", c.script, cfg, err)
 		}
+	}
+}
+
+// TestPluginThatHangs: whoever waits for its answer may give up.
+func TestPluginThatHangs(t *testing.T) {
+	_, p := writePlugins(t)
+	p.all[0].running <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.Credentials(ctx, "1.dkr.ecr.eu.amazonaws.com/a"); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 
