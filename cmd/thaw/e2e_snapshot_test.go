@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -183,7 +184,7 @@ func (n *snapNode) empty() {
 		}
 		return len(n.status().Mounts) == 0 && len(n.layers()) == 0
 	})
-	for _, pattern := range []string{"snapshotter/snapshots/*", "images/*", "mounts/*", "index/images/*", "index/layers/*"} {
+	for _, pattern := range []string{"snapshotter/snapshots/*", "images/*", "mounts/*", "index/images/*", "index/layers/*", "metadata/*"} {
 		if left, _ := filepath.Glob(filepath.Join(n.root, pattern)); len(left) > 0 {
 			n.Errorf("left: %v", left)
 		}
@@ -442,4 +443,36 @@ func TestSnapshotSocket(t *testing.T) {
 	if err := again.sn.Remove(t.Context(), key); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSnapshotLate removes an image while another process has a copy of its mount, as one that is about to become
+// a container has for a moment.
+func TestSnapshotLate(t *testing.T) {
+	testenv.NeedTool(t, "unshare")
+	n := newSnapNode(t, api.ModeFanotify, `background = "off"`)
+	layout := t.TempDir()
+	writeImage(t, layout, "many", compressions[0], manySpans())
+	img := n.image(layout, "many", newLab(t, layout, "none").Addr()+"/many:latest")
+	n.pushIndex(img.ref)
+	n.pull(img)
+	holder := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 1000")
+	out, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+	n.remove(img)
+	if left := n.layers(); len(left) != len(img.blobs) {
+		t.Errorf("%d layers while their mount is open, want %d", len(left), len(img.blobs))
+	}
+	if err := holder.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	holder.Wait()
+	n.empty()
 }

@@ -3,27 +3,100 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 
 	"github.com/thaw-project/thaw/internal/layerstore"
 )
 
-// dropUnused removes layers that nothing uses and nothing pins, and their indexes if no image's index
-// refers to them.
-func (d *Daemon) dropUnused(ctx context.Context, blobs []digest.Digest) error {
+// dropUnused removes layers that nothing pins, and their indexes if no image's index
+// refers to them. It returns those that are still in use.
+func (d *Daemon) dropUnused(ctx context.Context, blobs []digest.Digest) (late []digest.Digest, err error) {
 	var errs []error
 	for _, blob := range blobs {
 		if d.watched(blob) {
-			continue // thaw cache gc has it later
+			late = append(late, blob)
+			continue
 		}
 		err := d.store.Remove(ctx, blob)
-		if err != nil && !errors.Is(err, layerstore.ErrInUse) && !errors.Is(err, layerstore.ErrPinned) && !errors.Is(err, layerstore.ErrNotFound) {
+		switch {
+		case errors.Is(err, layerstore.ErrPinned), errors.Is(err, layerstore.ErrNotFound): // somebody wants it, or was quicker
+		case errors.Is(err, layerstore.ErrInUse):
+			late = append(late, blob)
+		case err != nil:
 			errs = append(errs, err)
 		}
 	}
-	return errors.Join(append(errs, d.dropLayerIndexes(blobs))...)
+	return late, errors.Join(append(errs, d.dropLayerIndexes(blobs))...)
+}
+
+// dropMetadata removes a file of EROFS metadata, unless an image that is in use has it.
+func (d *Daemon) dropMetadata(name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if slices.ContainsFunc(d.imagesInUse(), func(img *image) bool { return img.erofs == name }) {
+		return nil
+	}
+	if err := os.Remove(filepath.Join(d.cfg.Root, "metadata", name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove metadata: %w", err)
+	}
+	return nil
+}
+
+// metadataOf is the name of the metadata of an image by its index on this node, or "".
+func (d *Daemon) metadataOf(manifest digest.Digest) string {
+	im, err := d.indexes.Peek(manifest)
+	if err != nil {
+		return ""
+	}
+	head, err := d.heads.decode(im.Head)
+	if err != nil {
+		return ""
+	}
+	return metadataName(&image{head: head})
+}
+
+// lateInterval is how often layers are looked at that were in use when they were to go.
+const lateInterval = 2 * time.Second
+
+// dropLate removes, as soon as they are not in use any more, the layers of images that were let go of. A
+// process that just made itself a mount namespace has copies of all mounts in it for a while.
+func (s *imageSnapshots) dropLate() {
+	tick := time.NewTicker(lateInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.d.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.mu.Lock()
+		late := slices.Collect(maps.Keys(s.late))
+		s.mu.Unlock()
+		if len(late) == 0 {
+			continue
+		}
+		if s.d.fanotify != nil {
+			s.d.fanotify.Tidy()
+		}
+		left, err := s.d.dropUnused(s.d.ctx, late)
+		if err != nil && s.d.ctx.Err() == nil {
+			s.d.log.Error("remove layers of images that are gone", "err", err)
+		}
+		s.mu.Lock()
+		for _, blob := range late {
+			if !slices.Contains(left, blob) {
+				delete(s.late, blob)
+			}
+		}
+		s.mu.Unlock()
+	}
 }
 
 // dropLayerIndexes removes the indexes of layers that neither the index of an image on this node nor

@@ -22,17 +22,6 @@ import (
 	"github.com/thaw-project/thaw/internal/snapshotter"
 )
 
-// Containerd is how the daemon serves containerd.
-type Containerd struct {
-	Listen string // socket of the snapshotter; empty: off
-	// ImageService is the socket of CRI's image service, which forwards to Address,
-	// containerd's own; empty: off.
-	ImageService, Address string
-	// Mode says how an image is had, by its reference: SnapshotLazy, SnapshotEager
-	// or SnapshotOff; empty: no wish. nil: no wish for any.
-	Mode func(ref string) string
-}
-
 // How containerd's images are had.
 const (
 	SnapshotLazy  = "lazy"
@@ -58,6 +47,7 @@ type imageSnapshots struct {
 	taken  map[digest.Digest]*snapshotter.Taken
 	taking map[digest.Digest]int       // calls under way
 	used   map[digest.Digest]time.Time // when it was last taken or mounted
+	late   map[digest.Digest]bool      // layers that were in use when they were to go
 }
 
 // pullPatience is how long after a layer of it was asked for the mount of an image is kept whose topmost snapshot is
@@ -65,7 +55,8 @@ type imageSnapshots struct {
 const pullPatience = 2 * time.Second
 
 func newImageSnapshots(d *Daemon) *imageSnapshots {
-	return &imageSnapshots{d: d, taken: map[digest.Digest]*snapshotter.Taken{}, taking: map[digest.Digest]int{}, used: map[digest.Digest]time.Time{}}
+	return &imageSnapshots{d: d, taken: map[digest.Digest]*snapshotter.Taken{}, taking: map[digest.Digest]int{}, used: map[digest.Digest]time.Time{},
+		late: map[digest.Digest]bool{}}
 }
 
 // reference is the name of an image's manifest.
@@ -377,7 +368,7 @@ func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.
 			since = asked.Add(-pullPatience)
 		}
 		if m.Snapshot && !needed[m.ID] {
-			errs = append(errs, s.ifUnused(ctx, m.Manifest, since, func() error { return s.d.unmount(ctx, m) }))
+			errs = append(errs, s.ifUnused(ctx, m.Manifest, since, func() error { return s.unmount(ctx, m) }))
 		}
 	}
 	for path, stored := range s.d.rememberedImages() {
@@ -392,6 +383,14 @@ func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// unmount takes a mount away, and the metadata of a part of an image with it.
+func (s *imageSnapshots) unmount(ctx context.Context, m *mounted) error {
+	if err := s.d.unmount(ctx, m); err != nil || m.Layers == 0 {
+		return err
+	}
+	return s.d.dropMetadata(m.Metadata)
 }
 
 // ifUnused does something to an image with which nothing was done since then.
@@ -431,7 +430,18 @@ func (s *imageSnapshots) letGo(ctx context.Context, path string, stored *storedI
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("forget image %s: %w", stored.Ref, err)
 	}
-	return errors.Join(d.dropIndex(stored.Digest), d.dropUnused(ctx, blobs))
+	var errs []error
+	if name := d.metadataOf(stored.Digest); name != "" {
+		errs = append(errs, d.dropMetadata(name))
+	}
+	errs = append(errs, d.dropIndex(stored.Digest))
+	late, err := d.dropUnused(ctx, blobs)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, blob := range late {
+		s.late[blob] = true
+	}
+	return errors.Join(append(errs, err)...)
 }
 
 // Usage implements snapshotter.Images.
@@ -448,47 +458,4 @@ func (d *Daemon) rememberSnapshots(img *image) error {
 	}
 	stored.Snapshots = true
 	return writeJSON(d.imagePath(img.ref), stored)
-}
-
-// serveContainerd answers containerd until the daemon leaves.
-func (d *Daemon) serveContainerd() error {
-	if d.cfg.Containerd.Listen == "" {
-		return nil
-	}
-	content, err := snapshotter.NewContent(d.cfg.Containerd.Address)
-	if err != nil {
-		return err
-	}
-	s, err := snapshotter.New(d.ctx, snapshotter.Options{Root: filepath.Join(d.cfg.Root, "snapshotter"), Images: newImageSnapshots(d),
-		Content: content, Declined: d.declinedSnapshot, Log: d.log})
-	if err != nil {
-		return errors.Join(err, content.Close())
-	}
-	enter := func(ctx context.Context) (context.Context, func(), bool) {
-		if !d.enter() {
-			return nil, nil, false
-		}
-		// What is under way when the daemon stops is given up.
-		ctx, cancel := context.WithCancel(ctx)
-		stop := context.AfterFunc(d.ctx, cancel)
-		return ctx, func() { stop(); cancel(); d.exit() }, true
-	}
-	srv, err := snapshotter.Listen(s, d.cfg.Containerd.Listen, enter)
-	if err != nil {
-		return errors.Join(err, s.Close(), content.Close())
-	}
-	d.wg.Go(func() {
-		if err := srv.Serve(); err != nil {
-			d.log.Error("containerd is not answered any more", "err", err)
-		}
-	})
-	d.wg.Go(func() {
-		<-d.ctx.Done()
-		srv.Stop()
-		if err := errors.Join(s.Close(), content.Close()); err != nil {
-			d.log.Error("close state of snapshots", "err", err)
-		}
-	})
-	d.log.Info("snapshotter is ready", "socket", d.cfg.Containerd.Listen)
-	return nil
 }

@@ -271,6 +271,15 @@ func (m *Mounter) First(blob digest.Digest) (*os.File, error) {
 	return os.NewFile(uintptr(fd), blob.String()), nil
 }
 
+// Tidy ends the watches of layers that are not mounted and that nobody has open any more.
+func (m *Mounter) Tidy() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.tidy()
+	}
+}
+
 // Unmount implements mount.Mounter. Layers that nobody has open afterwards are not watched any more.
 func (m *Mounter) Unmount(ctx context.Context, dir string) error {
 	err := m.unmount(ctx, dir) // may wait: other mounts go on meanwhile

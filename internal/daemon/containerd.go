@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"github.com/thaw-project/thaw/internal/snapshotter"
+)
+
+// Containerd is how the daemon serves containerd.
+type Containerd struct {
+	Listen string // socket of the snapshotter; empty: off
+	// ImageService is the socket of CRI's image service, which forwards to Address,
+	// containerd's own; empty: off.
+	ImageService, Address string
+	// Mode says how an image is had, by its reference: SnapshotLazy, SnapshotEager
+	// or SnapshotOff; empty: no wish. nil: no wish for any.
+	Mode func(ref string) string
+}
+
+// serveContainerd answers containerd until the daemon leaves.
+func (d *Daemon) serveContainerd() error {
+	if d.cfg.Containerd.Listen == "" {
+		return nil
+	}
+	content, err := snapshotter.NewContent(d.cfg.Containerd.Address)
+	if err != nil {
+		return err
+	}
+	images := newImageSnapshots(d)
+	d.wg.Go(images.dropLate)
+	s, err := snapshotter.New(d.ctx, snapshotter.Options{Root: filepath.Join(d.cfg.Root, "snapshotter"), Images: images,
+		Content: content, Declined: d.declinedSnapshot, Log: d.log})
+	if err != nil {
+		return errors.Join(err, content.Close())
+	}
+	enter := func(ctx context.Context) (context.Context, func(), bool) {
+		if !d.enter() {
+			return nil, nil, false
+		}
+		// What is under way when the daemon stops is given up.
+		ctx, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(d.ctx, cancel)
+		return ctx, func() { stop(); cancel(); d.exit() }, true
+	}
+	srv, err := snapshotter.Listen(s, d.cfg.Containerd.Listen, enter)
+	if err != nil {
+		return errors.Join(err, s.Close(), content.Close())
+	}
+	d.wg.Go(func() {
+		if err := srv.Serve(); err != nil {
+			d.log.Error("containerd is not answered any more", "err", err)
+		}
+	})
+	d.wg.Go(func() {
+		<-d.ctx.Done()
+		srv.Stop()
+		if err := errors.Join(s.Close(), content.Close()); err != nil {
+			d.log.Error("close state of snapshots", "err", err)
+		}
+	})
+	d.log.Info("snapshotter is ready", "socket", d.cfg.Containerd.Listen)
+	return nil
+}
