@@ -515,3 +515,21 @@ func TestContainerdDoesNotStart(t *testing.T) {
 		t.Errorf("containerd was not started again: %q", got)
 	}
 }
+
+// TestDaemonDoesNotStart: containerd's configuration is as before, and containerd is
+// left alone.
+func TestDaemonDoesNotStart(t *testing.T) {
+	o := host(t, "testdata/eks.toml")
+	before := tree(t, o.Destdir)[DefaultConfig]
+	told := fakeSystemctl(t, o, "'restart thaw.service'")
+	p, err := New(t.Context(), o)
+	if err := run(t, p, err); err == nil || !strings.Contains(err.Error(), "restart thaw.service") || !strings.Contains(err.Error(), "from before") {
+		t.Errorf("got %v", err)
+	}
+	if after := tree(t, o.Destdir)[DefaultConfig]; after != before {
+		t.Errorf("the configuration stays changed:\n%s", after)
+	}
+	if got := told(); slices.Contains(got, "restart containerd.service") {
+		t.Errorf("systemd was told %q", got)
+	}
+}

@@ -59,8 +59,8 @@ func (p *Plan) ByHand() string {
 	return "services are not systemd's here: start thaw daemon --idle-exit=0s --containerd-listen " + p.opts.Socket + ", and restart containerd, as this host does"
 }
 
-// Run applies the plan and, with restart, has it take effect. Should containerd
-// not start with its new configuration, it is started with the one before.
+// Run applies the plan and, with restart, has it take effect. Should thaw's daemon
+// not start, or containerd with its new configuration, that is the one before again.
 func (p *Plan) Run(ctx context.Context, restart bool) error {
 	if p.remove {
 		return p.end(ctx, restart)
@@ -74,11 +74,14 @@ func (p *Plan) Run(ctx context.Context, restart bool) error {
 		if err == nil {
 			continue
 		}
-		if i < len(commands)-1 || !p.ConfigChanged() {
+		if !p.ConfigChanged() {
 			return err
 		}
 		if rerr := p.Revert(); rerr != nil {
-			return fmt.Errorf("%w; put its configuration back: %w", err, rerr)
+			return fmt.Errorf("%w; put containerd's configuration back: %w", err, rerr)
+		}
+		if i < len(commands)-1 { // containerd was not restarted, and would ask nobody at its next start
+			return fmt.Errorf("%w; containerd's configuration is the one from before", err)
 		}
 		if rerr := systemctl(ctx, c[1:]...); rerr != nil {
 			return fmt.Errorf("%w; with the configuration from before: %w", err, rerr)
