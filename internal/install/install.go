@@ -159,13 +159,22 @@ func New(ctx context.Context, o Options) (*Plan, error) {
 // than by default.
 func unitExtra(o Options, address string) []byte {
 	if address != "" {
-		address = " --containerd-address " + address
+		address = " --containerd-address " + unitWord(address)
 	}
 	root := ""
 	if o.Root != "" && o.Root != "/var/lib/thaw" {
-		root = " --root " + o.Root
+		root = " --root " + unitWord(o.Root)
 	}
-	return []byte(strings.NewReplacer("@SOCKET@", o.Socket, "@ADDRESS@", address, "@ROOT@", root).Replace(string(deploy.UnitContainerd)))
+	return []byte(strings.NewReplacer("@SOCKET@", unitWord(o.Socket), "@ADDRESS@", address, "@ROOT@", root).Replace(string(deploy.UnitContainerd)))
+}
+
+// unitWord is an argument as a command line of systemd's has it.
+func unitWord(s string) string {
+	s = strings.NewReplacer("%", "%%", "$", "$$", `\`, `\\`, `"`, `\"`).Replace(s)
+	if strings.ContainsAny(s, " \t'\"\\;") {
+		return `"` + s + `"`
+	}
+	return s
 }
 
 // add plans a file of ours.

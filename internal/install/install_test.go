@@ -384,6 +384,15 @@ func TestEndWithoutRecord(t *testing.T) {
 	}
 }
 
+func TestUnitWords(t *testing.T) {
+	unit := string(unitExtra(Options{Socket: "/run/a.sock", Root: `/srv/my "100%" thaw`}, "/run/$x"))
+	for _, want := range []string{"--containerd-listen /run/a.sock --containerd-address /run/$$x --root \"/srv/my \\\"100%%\\\" thaw\"\n", "--upgrade --root \"/srv/my"} {
+		if !strings.Contains(unit, want) {
+			t.Errorf("want %s in\n%s", want, unit)
+		}
+	}
+}
+
 func TestUnit(t *testing.T) {
 	got := unitExtra(Options{Socket: "/s", Root: "/r"}, "/c")
 	if !bytes.Contains(got, []byte("\nExecStart=/usr/local/bin/thaw daemon --idle-exit=0s --log-level info --containerd-listen /s --containerd-address /c --root /r\n")) {
