@@ -175,20 +175,20 @@ func (n *snapNode) remove(s snapImage) {
 	}
 }
 
-// empty says that nothing is left of any snapshot.
+// empty waits until nothing is left of any snapshot.
 func (n *snapNode) empty() {
 	n.Helper()
-	n.eventually("images that were just pulled may go", func() bool {
+	n.eventually("nothing is left of what was removed", func() bool {
 		if err := n.sn.(snapshots.Cleaner).Cleanup(n.Context()); err != nil {
 			n.Error(err)
 		}
+		for _, pattern := range []string{"snapshotter/snapshots/*", "images/*", "mounts/*", "index/images/*", "index/layers/*", "metadata/*"} {
+			if left, _ := filepath.Glob(filepath.Join(n.root, pattern)); len(left) > 0 {
+				return false
+			}
+		}
 		return len(n.status().Mounts) == 0 && len(n.layers()) == 0
 	})
-	for _, pattern := range []string{"snapshotter/snapshots/*", "images/*", "mounts/*", "index/images/*", "index/layers/*", "metadata/*"} {
-		if left, _ := filepath.Glob(filepath.Join(n.root, pattern)); len(left) > 0 {
-			n.Errorf("left: %v", left)
-		}
-	}
 }
 
 func eachLazyMode(t *testing.T, f func(t *testing.T, mode string)) {

@@ -29,7 +29,7 @@ func (d *Daemon) serveContainerd() error {
 		return err
 	}
 	images := newImageSnapshots(d)
-	d.wg.Go(images.dropLate)
+	d.wg.Go(images.keepLate)
 	s, err := snapshotter.New(d.ctx, snapshotter.Options{Root: filepath.Join(d.cfg.Root, "snapshotter"), Images: images,
 		Content: content, Declined: d.declinedSnapshot, Log: d.log})
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,8 +14,7 @@ import (
 	"github.com/thaw-project/thaw/internal/layerstore"
 )
 
-// dropUnused removes layers that nothing pins, and their indexes if no image's index
-// refers to them. It returns those that are still in use.
+// dropUnused removes layers that nothing pins. It returns those that are still in use.
 func (d *Daemon) dropUnused(ctx context.Context, blobs []digest.Digest) (late []digest.Digest, err error) {
 	var errs []error
 	for _, blob := range blobs {
@@ -33,7 +31,7 @@ func (d *Daemon) dropUnused(ctx context.Context, blobs []digest.Digest) (late []
 			errs = append(errs, err)
 		}
 	}
-	return late, errors.Join(append(errs, d.dropLayerIndexes(blobs))...)
+	return late, errors.Join(errs...)
 }
 
 // dropMetadata removes a file of EROFS metadata, unless an image that is in use has it.
@@ -62,12 +60,12 @@ func (d *Daemon) metadataOf(manifest digest.Digest) string {
 	return metadataName(&image{head: head})
 }
 
-// lateInterval is how often layers are looked at that were in use when they were to go.
+// lateInterval is how often it is tried again to remove layers that were in use when they were to go.
 const lateInterval = 2 * time.Second
 
-// dropLate removes, as soon as they are not in use any more, the layers of images that were let go of. A
-// process that just made itself a mount namespace has copies of all mounts in it for a while.
-func (s *imageSnapshots) dropLate() {
+// keepLate tries again to let go of images whose layers were in use. A process that just made itself a mount
+// namespace has copies of all mounts in it for a while.
+func (s *imageSnapshots) keepLate() {
 	tick := time.NewTicker(lateInterval)
 	defer tick.Stop()
 	for {
@@ -77,25 +75,17 @@ func (s *imageSnapshots) dropLate() {
 		case <-tick.C:
 		}
 		s.mu.Lock()
-		late := slices.Collect(maps.Keys(s.late))
+		late, wanted := len(s.late), s.wanted
 		s.mu.Unlock()
-		if len(late) == 0 {
+		if late == 0 {
 			continue
 		}
 		if s.d.fanotify != nil {
 			s.d.fanotify.Tidy()
 		}
-		left, err := s.d.dropUnused(s.d.ctx, late)
-		if err != nil && s.d.ctx.Err() == nil {
-			s.d.log.Error("remove layers of images that are gone", "err", err)
+		if err := s.Keep(s.d.ctx, wanted); err != nil && s.d.ctx.Err() == nil {
+			s.d.log.Error("let go of images that are gone", "err", err)
 		}
-		s.mu.Lock()
-		for _, blob := range late {
-			if !slices.Contains(left, blob) {
-				delete(s.late, blob)
-			}
-		}
-		s.mu.Unlock()
 	}
 }
 

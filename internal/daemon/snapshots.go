@@ -47,7 +47,8 @@ type imageSnapshots struct {
 	taken  map[digest.Digest]*snapshotter.Taken
 	taking map[digest.Digest]int       // calls under way
 	used   map[digest.Digest]time.Time // when it was last taken or mounted
-	late   map[digest.Digest]bool      // layers that were in use when they were to go
+	late   map[digest.Digest]bool      // images whose layers were in use when they were to go
+	wanted func() ([]snapshotter.Key, []digest.Digest, error)
 }
 
 // pullPatience is how long after a layer of it was asked for the mount of an image is kept whose topmost snapshot is
@@ -99,6 +100,7 @@ func (s *imageSnapshots) Take(ctx context.Context, image snapshotter.Image, comm
 		}
 		s.mu.Lock()
 		s.taken[image.Manifest] = taken
+		delete(s.late, image.Manifest)
 		s.mu.Unlock()
 	}
 	return commit(taken)
@@ -350,6 +352,9 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 // Keep implements snapshotter.Images.
 func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.Key, []digest.Digest, error)) error {
 	asked := time.Now()
+	s.mu.Lock()
+	s.wanted = wanted
+	s.mu.Unlock()
 	mounts, images, err := wanted()
 	if err != nil {
 		return err
@@ -420,28 +425,34 @@ func (s *imageSnapshots) letGo(ctx context.Context, path string, stored *storedI
 	if err := d.store.Unpin(snapshotOwner(stored.Digest)); err != nil {
 		return err
 	}
+	if stored.Pulled {
+		stored.Snapshots = false
+		return writeJSON(path, stored)
+	}
 	blobs, err := stored.layers()
 	if err != nil {
 		return err
-	}
-	if stored.Snapshots = false; stored.Pulled {
-		return writeJSON(path, stored)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("forget image %s: %w", stored.Ref, err)
 	}
 	var errs []error
 	if name := d.metadataOf(stored.Digest); name != "" {
 		errs = append(errs, d.dropMetadata(name))
 	}
-	errs = append(errs, d.dropIndex(stored.Digest))
 	late, err := d.dropUnused(ctx, blobs)
+	if errs = append(errs, err); len(late) > 0 {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.late[stored.Digest] = true
+		return errors.Join(errs...)
+	}
+	// The record goes last: by it the next daemon goes on with this.
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("forget image %s: %w", stored.Ref, err))
+	}
+	errs = append(errs, d.dropIndex(stored.Digest), d.dropLayerIndexes(blobs))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, blob := range late {
-		s.late[blob] = true
-	}
-	return errors.Join(append(errs, err)...)
+	delete(s.late, stored.Digest)
+	return errors.Join(errs...)
 }
 
 // Usage implements snapshotter.Images.
