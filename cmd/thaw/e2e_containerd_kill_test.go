@@ -95,7 +95,10 @@ func TestContainerdKill(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.gone()
-	c.eventually("the disk has its room back", func() bool { return diskBytes(c.root+"/store")+diskBytes(c.root+"/snapshotter/snapshots") < 100_000 })
+	c.eventually("the disk has its room back", func() bool {
+		st := c.status()
+		return st.Cache.DiskBytes-st.Cache.EvictableBytes == 0 && diskBytes(c.root+"/snapshotter/snapshots") < 100_000
+	})
 }
 
 // churn pulls, runs and removes an image until it is told to stop. Calls fail when
@@ -142,10 +145,7 @@ func (c *cluster) settled(what string) {
 	deadline := time.Now().Add(patience)
 	problems := c.disagreements()
 	for len(problems) > 0 && time.Now().Before(deadline) {
-		c.tryCtr("snapshots", "--snapshotter", "thaw", "prepare", "collect")
-		c.tryCtr("snapshots", "--snapshotter", "thaw", "rm", "collect")
-		c.tryCtr("leases", "create", "--id", "collect")
-		c.tryCtr("leases", "rm", "--sync", "collect")
+		c.collect()
 		problems = c.disagreements()
 	}
 	if len(problems) > 0 {

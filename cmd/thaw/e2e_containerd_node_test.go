@@ -208,10 +208,18 @@ func (c *cluster) ctr(args ...string) string {
 	return out
 }
 
-// pull has ctr pull an image for thaw.
-func (c *cluster) pull(ref string, flags ...string) {
+// pull has ctr pull an image for thaw. For some seconds after thaw was killed containerd does
+// not try to connect to it again.
+func (c *cluster) pull(ref string) {
 	c.Helper()
-	c.ctr(append(append([]string{"images", "pull", "--plain-http", "--snapshotter", "thaw"}, flags...), ref)...)
+	var err error
+	c.eventually("containerd pulls "+ref, func() bool {
+		_, err = c.tryCtr("images", "pull", "--plain-http", "--snapshotter", "thaw", ref)
+		if err != nil && !strings.Contains(err.Error(), "connection refused") {
+			c.Fatal(err)
+		}
+		return err == nil
+	})
 }
 
 // run runs a command in a container of an image, and returns what it printed.
@@ -283,7 +291,7 @@ func (c *cluster) snapshots() ([]string, error) {
 }
 
 // empty says what is still there after all was removed: snapshots, mounts,
-// records, directories, layers.
+// records, directories, layers that are held.
 func (c *cluster) empty() (left []string) {
 	all, err := c.snapshots()
 	if err != nil {
@@ -299,9 +307,18 @@ func (c *cluster) empty() (left []string) {
 	for _, m := range mounts {
 		left = append(left, "mount "+m.Dir)
 	}
-	for _, pattern := range []string{"mounts/*", "snapshotter/snapshots/*", "store/*/*", "images/*"} {
+	for _, pattern := range []string{"mounts/*", "snapshotter/snapshots/*", "images/*"} {
 		found, _ := filepath.Glob(filepath.Join(c.root, pattern))
 		left = append(left, found...)
+	}
+	st, err := c.statusNow()
+	if err != nil {
+		return append(left, err.Error())
+	}
+	// A layer may stay for a while, for anything to have the room that wants it, when
+	// another container's mount namespace still has its image.
+	if n := st.Cache.DiskBytes - st.Cache.EvictableBytes; n > 0 {
+		left = append(left, fmt.Sprintf("%d bytes of layers that something needs", n))
 	}
 	return left
 }
@@ -321,28 +338,52 @@ func (c *cluster) end() {
 	}
 	c.gone()
 	c.stopContainerd(unix.SIGTERM)
-	for _, pid := range c.pids("containerd-shim") {
-		c.Errorf("shim %d is left", pid)
-		unix.Kill(pid, unix.SIGKILL)
-	}
+	c.endShims()
 	if c.Failed() {
 		text := c.log.String()
 		c.Logf("containerd: %s", text[max(0, len(text)-8000):])
 	}
 }
 
-// gone waits until nothing is left of what was removed.
+// endShims waits for containerd's shims to end. One that containerd was killed while it
+// started has nobody to end it.
+func (c *cluster) endShims() {
+	deadline := time.Now().Add(5 * time.Second)
+	for len(c.pids("containerd-shim")) > 0 && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, pid := range c.pids("containerd-shim") {
+		c.Logf("shim %d is left by containerd", pid)
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	mounts, _ := mount.ListUnder(c.path("c"))
+	for _, m := range mounts {
+		unix.Unmount(m.Dir, unix.MNT_DETACH)
+	}
+}
+
+// gone waits until nothing is left of what was removed. containerd collects garbage again
+// when a snapshot was removed, and finds those that it was killed before it wrote them down.
 func (c *cluster) gone() {
 	c.Helper()
 	deadline := time.Now().Add(patience)
 	left := c.empty()
 	for len(left) > 0 && time.Now().Before(deadline) {
 		time.Sleep(50 * time.Millisecond)
+		c.collect()
 		left = c.empty()
 	}
 	if len(left) > 0 {
 		c.Errorf("removed, but still there:\n%s", strings.Join(left, "\n"))
 	}
+}
+
+// collect has containerd collect garbage.
+func (c *cluster) collect() {
+	c.tryCtr("snapshots", "--snapshotter", "thaw", "prepare", "collect")
+	c.tryCtr("snapshots", "--snapshotter", "thaw", "rm", "collect")
+	c.tryCtr("leases", "create", "--id", "collect")
+	c.tryCtr("leases", "rm", "--sync", "collect")
 }
 
 // check compares what containerd, the kernel and thaw's state directory say.
