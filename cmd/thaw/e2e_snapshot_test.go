@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -380,8 +381,22 @@ func TestSnapshotShared(t *testing.T) {
 		}
 		return len(n.status().Mounts) == 1
 	})
+	n.eventually("what only the first image has makes room", func() bool {
+		if err := n.sn.(snapshots.Cleaner).Cleanup(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return !slices.ContainsFunc(n.layers(), func(l api.Layer) bool { return slices.Contains(one.blobs[1:], l.Blob) })
+	})
 	n.sameChain(two.chains[1], chainTree(t, otherLayers))
 	n.sameChain(two.chains[0], chainTree(t, otherLayers[:1])) // of the removed image's snapshot
+	n.pull(one)
+	n.sameChain(one.top(), chainTree(t, layers))
+	for _, l := range n.layers() {
+		if len(l.Pins) == 0 {
+			t.Errorf("layer %s is not pinned any more", l.Blob)
+		}
+	}
+	n.remove(one)
 	n.remove(two)
 	n.empty()
 }

@@ -48,7 +48,9 @@ type imageSnapshots struct {
 	taking map[digest.Digest]int       // calls under way
 	used   map[digest.Digest]time.Time // when it was last taken or mounted
 	late   map[digest.Digest]bool      // images whose layers were in use when they were to go
-	wanted func() ([]snapshotter.Key, []digest.Digest, error)
+	wanted func() ([]snapshotter.Key, map[digest.Digest]int, error)
+	// narrowed is how many of an image's layers are kept, since it was last taken.
+	narrowed map[digest.Digest]int
 }
 
 // pullPatience is how long after a layer of it was asked for the mount of an image is kept whose topmost snapshot is
@@ -57,7 +59,7 @@ const pullPatience = 2 * time.Second
 
 func newImageSnapshots(d *Daemon) *imageSnapshots {
 	return &imageSnapshots{d: d, taken: map[digest.Digest]*snapshotter.Taken{}, taking: map[digest.Digest]int{}, used: map[digest.Digest]time.Time{},
-		late: map[digest.Digest]bool{}}
+		late: map[digest.Digest]bool{}, narrowed: map[digest.Digest]int{}}
 }
 
 // reference is the name of an image's manifest.
@@ -101,6 +103,7 @@ func (s *imageSnapshots) Take(ctx context.Context, image snapshotter.Image, comm
 		s.mu.Lock()
 		s.taken[image.Manifest] = taken
 		delete(s.late, image.Manifest)
+		delete(s.narrowed, image.Manifest)
 		s.mu.Unlock()
 	}
 	return commit(taken)
@@ -350,7 +353,7 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 }
 
 // Keep implements snapshotter.Images.
-func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.Key, []digest.Digest, error)) error {
+func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.Key, map[digest.Digest]int, error)) error {
 	asked := time.Now()
 	s.mu.Lock()
 	s.wanted = wanted
@@ -369,22 +372,27 @@ func (s *imageSnapshots) Keep(ctx context.Context, wanted func() ([]snapshotter.
 	s.d.mu.Unlock()
 	for _, m := range all {
 		since := asked
-		if m.Layers == 0 && slices.Contains(images, m.Manifest) {
+		if m.Layers == 0 && images[m.Manifest] > 0 {
 			since = asked.Add(-pullPatience)
 		}
 		if m.Snapshot && !needed[m.ID] {
-			errs = append(errs, s.ifUnused(ctx, m.Manifest, since, func() error { return s.unmount(ctx, m) }))
+			errs = append(errs, s.ifUnused(ctx, m.Manifest, since, func(ctx context.Context) error { return s.unmount(ctx, m) }))
 		}
 	}
 	for path, stored := range s.d.rememberedImages() {
-		if stored != nil && stored.Snapshots && !slices.Contains(images, stored.Digest) {
-			errs = append(errs, s.ifUnused(ctx, stored.Digest, asked, func() error { return s.letGo(ctx, path, stored) }))
+		if stored == nil || !stored.Snapshots {
+			continue
 		}
+		since, do := asked, func(ctx context.Context) error { return s.letGo(ctx, path, stored) }
+		if n := images[stored.Digest]; n > 0 {
+			since, do = asked.Add(-pullPatience), func(ctx context.Context) error { return s.narrow(ctx, stored, n) }
+		}
+		errs = append(errs, s.ifUnused(ctx, stored.Digest, since, do))
 	}
 	for _, owner := range s.d.store.Owners() { // of an image whose record was lost
 		manifest, ok := strings.CutPrefix(owner, ownerSnapshots)
-		if ok && !slices.Contains(images, digest.Digest(manifest)) {
-			errs = append(errs, s.ifUnused(ctx, digest.Digest(manifest), asked, func() error { return s.d.store.Unpin(owner) }))
+		if ok && images[digest.Digest(manifest)] == 0 {
+			errs = append(errs, s.ifUnused(ctx, digest.Digest(manifest), asked, func(context.Context) error { return s.d.store.Unpin(owner) }))
 		}
 	}
 	return errors.Join(errs...)
@@ -398,20 +406,65 @@ func (s *imageSnapshots) unmount(ctx context.Context, m *mounted) error {
 	return s.d.dropMetadata(m.Metadata)
 }
 
-// ifUnused does something to an image with which nothing was done since then.
-func (s *imageSnapshots) ifUnused(ctx context.Context, manifest digest.Digest, since time.Time, do func() error) error {
-	if !s.unused(manifest, since) {
+// lockPatience is how often somebody who waits for an image's lock looks whether the image is used.
+const lockPatience = 20 * time.Millisecond
+
+// ifUnused does something to an image with which nothing was done since then. It waits for nobody
+// who takes or mounts the image, which may take as long as its registry does; and what it began it
+// ends, whoever asked for it.
+func (s *imageSnapshots) ifUnused(ctx context.Context, manifest digest.Digest, since time.Time, do func(context.Context) error) error {
+	for s.unused(manifest, since) {
+		attempt, cancel := context.WithTimeout(ctx, lockPatience)
+		unlock, err := s.locks.lock(attempt, manifest)
+		cancel()
+		if err == nil {
+			defer unlock()
+			if !s.unused(manifest, since) {
+				return nil // meanwhile
+			}
+			return do(context.WithoutCancel(ctx))
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// narrow lets go of the layers of an image above its first n: the image was removed, but others stand on
+// snapshots of those. Called with its lock held.
+func (s *imageSnapshots) narrow(ctx context.Context, stored *storedImage, n int) error {
+	s.mu.Lock()
+	done := s.narrowed[stored.Digest] == n
+	s.mu.Unlock()
+	if done {
 		return nil
 	}
-	unlock, err := s.locks.lock(ctx, manifest)
+	blobs, err := stored.layers()
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	if !s.unused(manifest, since) {
-		return nil // meanwhile
+	var late []digest.Digest
+	if n < len(blobs) {
+		s.mu.Lock()
+		delete(s.taken, stored.Digest) // who wants more of it has to pin that again
+		s.mu.Unlock()
+		if err := s.d.store.Repin(snapshotOwner(stored.Digest), blobs[:n]...); err != nil {
+			return err
+		}
+		if late, err = s.d.dropUnused(ctx, blobs[n:]); err != nil {
+			return err
+		}
 	}
-	return do()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(late) > 0 {
+		s.late[stored.Digest] = true
+		return nil
+	}
+	delete(s.late, stored.Digest)
+	s.narrowed[stored.Digest] = n
+	return nil
 }
 
 // letGo forgets an image that no snapshot is of any more, with the layers that nothing else needs:
@@ -420,6 +473,7 @@ func (s *imageSnapshots) letGo(ctx context.Context, path string, stored *storedI
 	s.mu.Lock()
 	delete(s.taken, stored.Digest)
 	delete(s.used, stored.Digest)
+	delete(s.narrowed, stored.Digest)
 	s.mu.Unlock()
 	d := s.d
 	if err := d.store.Unpin(snapshotOwner(stored.Digest)); err != nil {

@@ -110,16 +110,16 @@ func walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
 
 // keep lets go of what no snapshot needs.
 func (s *Snapshotter) keep(ctx context.Context) error {
-	return s.images.Keep(ctx, func() ([]Key, []digest.Digest, error) { return s.wanted(ctx) })
+	return s.images.Keep(ctx, func() ([]Key, map[digest.Digest]int, error) { return s.wanted(ctx) })
 }
 
-// wanted returns the mounts that snapshots need, and the images that they are of.
-func (s *Snapshotter) wanted(ctx context.Context) ([]Key, []digest.Digest, error) {
-	mounts, manifests := map[Key]bool{}, map[digest.Digest]bool{}
+// wanted returns the mounts that snapshots need, and how many layers of which images.
+func (s *Snapshotter) wanted(ctx context.Context) ([]Key, map[digest.Digest]int, error) {
+	mounts, images := map[Key]bool{}, map[digest.Digest]int{}
 	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return walk(ctx, func(ctx context.Context, info snapshots.Info) error {
 			if l, ok := lazyOf(info); ok {
-				manifests[l.Manifest] = true
+				images[l.Manifest] = max(images[l.Manifest], l.Layers)
 				if l.Layers == l.All {
 					mounts[l.key()] = true // a container may come at any time
 				}
@@ -135,5 +135,5 @@ func (s *Snapshotter) wanted(ctx context.Context) ([]Key, []digest.Digest, error
 	if err != nil {
 		return nil, nil, fmt.Errorf("list snapshots: %w", err)
 	}
-	return slices.Collect(maps.Keys(mounts)), slices.Collect(maps.Keys(manifests)), nil
+	return slices.Collect(maps.Keys(mounts)), images, nil
 }

@@ -78,9 +78,9 @@ type Images interface {
 	// Mount returns where the image's first layers are mounted, read-only, and mounts
 	// them if they are not.
 	Mount(ctx context.Context, key Key) (dir string, err error)
-	// Keep asks which mounts are needed and which images are wanted; others, but for what
-	// was taken or mounted since it asked, are let go of.
-	Keep(ctx context.Context, wanted func() (mounts []Key, images []digest.Digest, err error)) error
+	// Keep asks which mounts are needed and how many of the lowest layers of which images;
+	// others, but for what was taken or mounted since it asked, are let go of.
+	Keep(ctx context.Context, wanted func() (mounts []Key, images map[digest.Digest]int, err error)) error
 	// Usage returns what a layer takes on disk now.
 	Usage(blob digest.Digest) (bytes int64, err error)
 }

@@ -21,10 +21,10 @@ type none struct{}
 
 var errNone = errors.New("there are no images")
 
-func (none) Take(context.Context, Image, func(*Taken) error) error              { return errNone }
-func (none) Mount(context.Context, Key) (string, error)                         { return "", errNone }
-func (none) Keep(context.Context, func() ([]Key, []digest.Digest, error)) error { return nil }
-func (none) Usage(digest.Digest) (int64, error)                                 { return 0, errNone }
+func (none) Take(context.Context, Image, func(*Taken) error) error                    { return errNone }
+func (none) Mount(context.Context, Key) (string, error)                               { return "", errNone }
+func (none) Keep(context.Context, func() ([]Key, map[digest.Digest]int, error)) error { return nil }
+func (none) Usage(digest.Digest) (int64, error)                                       { return 0, errNone }
 
 // TestSuite is containerd's own suite, with plain snapshots only. That with snapshots on
 // images is in cmd/thaw.
