@@ -363,6 +363,9 @@ func printStatus(w io.Writer, s *api.Status) error {
 	if s.ModeReason != "" {
 		fmt.Fprintf(w, "because: %s\n", s.ModeReason)
 	}
+	for _, text := range s.NotServed {
+		fmt.Fprintf(w, "not served: %s\n", text)
+	}
 	if s.Cache != nil {
 		fmt.Fprintln(w, "layers: "+cacheLine(s.Cache))
 	}

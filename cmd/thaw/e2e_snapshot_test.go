@@ -449,7 +449,12 @@ func TestSnapshotSocket(t *testing.T) {
 	if _, err := n.sn.Prepare(t.Context(), key, ""); err != nil {
 		t.Fatal(err)
 	}
-	n.refuses(1, "another process answers there", "--root", n.mkdir(), "daemon")
+	other := n.mkdir() // of a daemon that goes on without the socket
+	n.thaw("--root", other, "cache", "ls")
+	if text := n.thaw("--root", other, "daemon", "status"); !strings.Contains(text, "another process answers there") {
+		t.Errorf("the second daemon does not say that it is not asked: %s", text)
+	}
+	n.thaw("--root", other, "daemon", "stop")
 	if _, err := n.sn.Stat(t.Context(), key); err != nil {
 		t.Errorf("the first daemon is not asked any more: %v", err)
 	}

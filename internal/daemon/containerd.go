@@ -21,9 +21,6 @@ type Containerd struct {
 
 // serveContainerd answers containerd until the daemon leaves.
 func (d *Daemon) serveContainerd() error {
-	if d.cfg.Containerd.Listen == "" {
-		return nil
-	}
 	content, err := snapshotter.NewContent(d.cfg.Containerd.Address)
 	if err != nil {
 		return err

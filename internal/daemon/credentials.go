@@ -47,9 +47,6 @@ func (d *Daemon) keychain(dockerConfig string) authn.Keychain {
 // serveImageService stands between the kubelet and containerd until the daemon
 // leaves.
 func (d *Daemon) serveImageService() error {
-	if d.cfg.Containerd.ImageService == "" {
-		return nil
-	}
 	s, err := criproxy.Serve(d.cfg.Containerd.ImageService, d.cfg.Containerd.Address, d.handed, d.log)
 	if err != nil {
 		return fmt.Errorf("serve the kubelet: %w", err)

@@ -112,6 +112,8 @@ type Daemon struct {
 	room       room
 
 	mode, modeReason string
+	offered          bool     // containerd or the kubelet is served
+	notServed        []string // see api.Status
 
 	layers  layers
 	heads   heads
@@ -169,9 +171,6 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	d.store = store
 	defer store.Close()
-	if err := errors.Join(freeSocket(cfg.Containerd.Listen), freeSocket(cfg.Containerd.ImageService)); err != nil {
-		return err // before anything is taken over
-	}
 	sweepTemporary(filepath.Join(cfg.Root, "images"), filepath.Join(cfg.Root, "metadata"))
 	if d.indexes, err = indexstore.Open(filepath.Join(cfg.Root, "index")); err != nil {
 		return err
@@ -200,9 +199,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	d.room.open.Store(true)
-	if err := errors.Join(d.serveContainerd(), d.serveImageService()); err != nil {
-		return err
-	}
+	d.offer(d.cfg.Containerd.Listen, d.serveContainerd)
+	d.offer(d.cfg.Containerd.ImageService, d.serveImageService)
 	if err := d.serve(); err != nil || d.upgrade == "" {
 		return err
 	}
@@ -334,7 +332,7 @@ func (d *Daemon) exit() {
 
 // leaveWhenIdle ends the daemon some time after the last mount and call.
 func (d *Daemon) leaveWhenIdle() {
-	if d.cfg.IdleExit <= 0 || d.cfg.Containerd.Listen != "" || d.cfg.Containerd.ImageService != "" {
+	if d.cfg.IdleExit <= 0 || d.offered {
 		return
 	}
 	tick := time.NewTicker(min(d.cfg.IdleExit, 5*time.Second))

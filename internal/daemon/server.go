@@ -309,7 +309,7 @@ func (d *Daemon) serveStop(w http.ResponseWriter, r *http.Request) {
 
 func (d *Daemon) serveStatus(w http.ResponseWriter, r *http.Request) {
 	s := api.Status{Pid: os.Getpid(), Version: d.cfg.Version, Root: d.cfg.Root, Started: d.started, Mode: d.mode,
-		ModeReason: d.modeReason, MemoryBytes: residentBytes(os.Getpid()), Mounts: []api.Mount{}}
+		ModeReason: d.modeReason, NotServed: d.notServed, MemoryBytes: residentBytes(os.Getpid()), Mounts: []api.Mount{}}
 	if d.keeper != nil {
 		about := d.keeper.About()
 		s.Keeper = &api.Keeper{Pid: about.Pid, Version: about.Version, MemoryBytes: residentBytes(about.Pid)}

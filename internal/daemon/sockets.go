@@ -10,6 +10,24 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon/api"
 )
 
+// offer serves a socket of the node's, if one is named. Where that cannot be done
+// the daemon says so and goes on: containers wait for their bytes.
+func (d *Daemon) offer(socket string, serve func() error) {
+	if socket == "" {
+		return
+	}
+	err := freeSocket(socket)
+	if err == nil {
+		err = serve()
+	}
+	if err == nil {
+		d.offered = true
+		return
+	}
+	d.log.Error("socket is not served", "socket", socket, "err", err)
+	d.notServed = append(d.notServed, fmt.Sprintf("%s: %v", socket, err))
+}
+
 // freeSocket returns an error if a socket of the node's, outside of the state
 // directory, cannot be made in place of what is at path: another daemon, with
 // another state directory, may answer there, and containerd would lose all that it

@@ -170,7 +170,8 @@ type Status struct {
 	Started      time.Time `json:"started"`
 	Mode         string    `json:"mode"`
 	ModeReason   string    `json:"modeReason,omitempty"`
-	MemoryBytes  int64     `json:"memoryBytes"` // resident
+	NotServed    []string  `json:"notServed,omitempty"` // sockets for containerd and the kubelet that could not be made, and why
+	MemoryBytes  int64     `json:"memoryBytes"`         // resident
 	Keeper       *Keeper   `json:"keeper,omitempty"`
 	Mounts       []Mount   `json:"mounts"`
 	Cache        *Cache    `json:"cache"`
