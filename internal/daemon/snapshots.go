@@ -62,11 +62,15 @@ func newImageSnapshots(d *Daemon) *imageSnapshots {
 		late: map[digest.Digest]bool{}, narrowed: map[digest.Digest]int{}}
 }
 
-// reference is the name of an image's manifest.
+// snapshotReference is the name of an image's manifest in its registry. A label
+// does not make the daemon read a directory of this node.
 func snapshotReference(ref string, manifest digest.Digest) (oci.Reference, error) {
 	r, err := oci.ParseReference(ref)
 	if err != nil {
 		return r, err
+	}
+	if r.IsLayout() {
+		return r, fmt.Errorf("image %s is of a directory, not of a registry", ref)
 	}
 	if err := oci.CheckDigest(manifest); err != nil {
 		return r, err

@@ -46,3 +46,19 @@ func TestIfUnused(t *testing.T) {
 		}
 	})
 }
+
+func TestSnapshotReference(t *testing.T) {
+	manifest := digest.FromString("manifest")
+	ref, err := snapshotReference("registry.example.com:5000/a/b:tag", manifest)
+	if err != nil || ref.Digest != manifest || ref.Registry != "registry.example.com:5000" {
+		t.Errorf("%+v, %v", ref, err)
+	}
+	for _, bad := range []string{"oci:/etc:tag", "oci:.", "a/../b", "http://registry/a", ""} {
+		if ref, err := snapshotReference(bad, manifest); err == nil {
+			t.Errorf("%q is taken for %v", bad, ref)
+		}
+	}
+	if _, err := snapshotReference("nginx", "sha256:short"); err == nil {
+		t.Error("a digest that is none is taken")
+	}
+}
