@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -185,8 +186,12 @@ state = '@/c/state'
 `)
 }
 
-// tryCtr runs containerd's own client.
+// tryCtr runs containerd's own client. Containers are runc's in a directory of this
+// containerd: runc's own is the machine's, where others have the same names.
 func (c *cluster) tryCtr(args ...string) (string, error) {
+	if args[0] == "run" {
+		args = slices.Insert(slices.Clone(args), 1, "--runc-root", c.path("runc"))
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(c.programs, "ctr"), append([]string{"-a", c.path("c.sock")}, args...)...)

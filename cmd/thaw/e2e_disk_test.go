@@ -153,9 +153,9 @@ func TestFullDisk(t *testing.T) {
 	n.logs("the disk is full and nothing can be evicted", "layer_missing_bytes=")
 
 	disk.leave(disk.free() + 720<<20)
-	n.sameImage(want, dir)
+	n.logs("there is room, background hydration goes on") // before readers bring the rest
 	n.eventually("the image is complete", func() bool { return mounted().Stats.Complete })
-	n.logs("there is room, background hydration goes on")
+	n.sameImage(want, dir)
 	n.complete()
 	n.thaw("daemon", "stop", "--force")
 	again := n.mkdir()
