@@ -28,6 +28,7 @@ type manager struct {
 	store map[string][]*os.File
 	ready int // how often it was said
 	pid   int
+	gone  chan struct{} // closed when that process was reaped
 }
 
 func (n *node) manager() *manager {
@@ -135,6 +136,7 @@ func (m *manager) start() {
 	}
 	m.pid = cmd.Process.Pid
 	done := make(chan struct{})
+	m.gone = done
 	go func() { defer close(done); _ = cmd.Wait() }()
 	m.node.Cleanup(func() { <-done })
 	m.node.Cleanup(func() {
@@ -183,7 +185,8 @@ func TestServiceManagerHoldsDescriptors(t *testing.T) {
 				keepers := n.keepers()
 				n.freeze(m.pid) // else it would start another keeper
 				n.kill(append(keepers, m.pid)...)
-				n.eventually("both are gone", func() bool { return !alive(m.pid) && !alive(keepers[0]) })
+				<-m.gone // as a service manager waits: its lock is free, too
+				n.eventually("the keeper is gone", func() bool { return !alive(keepers[0]) })
 				time.Sleep(100 * time.Millisecond) // readers come
 				r.reads.Store(0)
 				m.start()
@@ -193,7 +196,7 @@ func TestServiceManagerHoldsDescriptors(t *testing.T) {
 			}
 			// The keeper does not start daemons here: that is the manager's.
 			n.kill(m.pid)
-			n.eventually("it is gone", func() bool { return !alive(m.pid) }) // as a service manager waits
+			<-m.gone
 			m.start()
 			// The program changes, the pid does not.
 			program := n.program("2")

@@ -359,10 +359,17 @@ func processState(pid int) byte {
 	return 0
 }
 
-// alive says that a process is there, and not only its exit code.
+// alive says that a process is there, and not only its exit code. Its first thread may
+// have ended before others, who have its files and locks yet.
 func alive(pid int) bool {
-	state := processState(pid)
-	return state != 0 && state != 'Z' && state != 'X'
+	switch processState(pid) {
+	case 0, 'X':
+		return false
+	case 'Z':
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+		return len(threads) > 1
+	}
+	return true
 }
 
 // log returns one of the node's logs, daemon.log or keeper.log.
