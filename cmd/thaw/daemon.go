@@ -210,7 +210,8 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 			return daemon.Config{}, usageError{fmt.Errorf("%s %q: name it from the root", name, path)}
 		}
 	}
-	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, ImageService: cfg.Containerd.ImageService, Address: cfg.Containerd.Address, Mode: cfg.ImageMode},
+	return daemon.Config{Root: root, Containerd: daemon.Containerd{Listen: cfg.Containerd.Listen, ImageService: cfg.Containerd.ImageService, Address: cfg.Containerd.Address, Content: cfg.Containerd.Content,
+		Mode: cfg.ImageMode},
 		Credentials: daemon.Credentials{InMemory: cfg.Credentials.Keep == config.CredentialsMemory, KeyFile: cfg.Credentials.Key,
 			Providers: cfg.Credentials.Providers, ProvidersDir: cfg.Credentials.ProvidersDir},
 		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Spans: spansCommand(exe, log), Mode: cfg.Mount, Background: rate,

@@ -75,6 +75,25 @@ func TestContainerdContent(t *testing.T) {
 	}
 }
 
+// TestContainerdFill: with containerd.content an export needs no step of its own once the
+// image is here.
+func TestContainerdFill(t *testing.T) {
+	c := newCluster(t, "2", "containerd.content = true")
+	s, ref := c.lazyNginx()
+	c.pull(ref)
+	c.eventually("the image can be exported", func() bool {
+		_, err := c.tryCtr("images", "export", c.path("export.tar"), ref)
+		return err == nil
+	})
+	if st, err := os.Stat(c.path("export.tar")); err != nil || st.Size() < 40<<20 {
+		t.Errorf("the export is %v, %v", st, err)
+	}
+	s.Close() // what is there is not fetched again
+	c.ctr("images", "export", c.path("again.tar"), ref)
+	c.killThaw(false)
+	c.runIn(ref, "after", "true")
+}
+
 // names lists the files of a layer that is in containerd's content store.
 func (c *cluster) names(api *client.Client, layer v1.Descriptor) (names []string) {
 	c.Helper()

@@ -39,15 +39,24 @@ type cluster struct {
 // clusters counts them.
 var clusters atomic.Int32
 
-// newCluster starts both daemons. config is added to thaw's.
+// newCluster starts both daemons. config is added to thaw's; settings of its table
+// containerd have the table's name.
 func newCluster(t testing.TB, series string, config ...string) *cluster {
 	t.Helper()
 	testenv.NeedRuntime(t)
 	programs := testenv.NeedContainerd(t, series)
 	n := newNode(t)
+	var table []string
+	config = slices.DeleteFunc(config, func(line string) bool {
+		setting, ok := strings.CutPrefix(line, "containerd.")
+		if ok {
+			table = append(table, setting)
+		}
+		return ok
+	})
 	config = append(config, "[containerd]", fmt.Sprintf("listen = %q", n.path("t.sock")), fmt.Sprintf("address = %q", n.path("c.sock")),
 		fmt.Sprintf("image-service = %q", n.path("i.sock")))
-	n.write("config.toml", strings.Join(config, "\n"))
+	n.write("config.toml", strings.Join(append(config, table...), "\n"))
 	c := &cluster{node: n, series: series, programs: programs, log: newOutput(), pause: newPause(n)}
 	c.writeCNI()
 	c.startThaw()

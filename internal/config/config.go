@@ -79,6 +79,9 @@ type Containerd struct {
 	// ImageService is a socket for the kubelet's --image-service-endpoint, from which
 	// calls are forwarded to Address; empty: off.
 	ImageService string `toml:"image-service"`
+	// Content has layers that came lazily downloaded to its content store as well, once
+	// the image is here: export and push need them.
+	Content bool `toml:"content"`
 }
 
 // Credentials are where passwords come from.

@@ -3,8 +3,10 @@ package daemon
 import (
 	"context"
 	"errors"
+	"io"
 	"path/filepath"
 
+	"github.com/thaw-project/thaw/internal/registry"
 	"github.com/thaw-project/thaw/internal/snapshotter"
 )
 
@@ -14,6 +16,7 @@ type Containerd struct {
 	// ImageService is the socket of CRI's image service, which forwards to Address,
 	// containerd's own; empty: off.
 	ImageService, Address string
+	Content               bool // gets the layers too, see Daemon.fillContent
 	// Mode says how an image is had, by its reference: SnapshotLazy, SnapshotEager
 	// or SnapshotOff; empty: no wish. nil: no wish for any.
 	Mode func(ref string) string
@@ -59,4 +62,22 @@ func (d *Daemon) serveContainerd() error {
 	})
 	d.log.Info("snapshotter is ready", "socket", d.cfg.Containerd.Listen)
 	return nil
+}
+
+// fillContent gives containerd the layers of an image, which are here. It has its own
+// content store, where they are compressed, and asks nobody when it wants one.
+func (d *Daemon) fillContent(ctx context.Context, m *mounted) {
+	for _, l := range m.img.oci.Layers {
+		err := d.content.Fill(ctx, m.Namespace, l.Descriptor, func(ctx context.Context) (io.ReadCloser, error) {
+			return registry.Stream(ctx, m.img.repo, l.Descriptor, registry.StreamOptions{}), nil
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.log.Warn("layer is not in containerd's content store: export and push of the image will not work", "image", m.img.ref, "layer", l.Descriptor.Digest, "err", err)
+			return
+		}
+	}
+	d.log.Info("containerd has the image's layers too", "image", m.img.ref, "namespace", m.Namespace)
 }

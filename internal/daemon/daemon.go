@@ -38,6 +38,7 @@ import (
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
 	"github.com/thaw-project/thaw/internal/mount/fanotify/group"
 	"github.com/thaw-project/thaw/internal/mount/keeper"
+	"github.com/thaw-project/thaw/internal/snapshotter"
 	"github.com/thaw-project/thaw/internal/spans"
 	"github.com/thaw-project/thaw/internal/systemd"
 	"github.com/thaw-project/thaw/internal/tracestore"
@@ -112,8 +113,9 @@ type Daemon struct {
 	room       room
 
 	mode, modeReason string
-	offered          bool     // containerd or the kubelet is served
-	notServed        []string // see api.Status
+	content          *snapshotter.Content // of containerd, if it gets the layers too
+	offered          bool                 // containerd or the kubelet is served
+	notServed        []string             // see api.Status
 
 	layers  layers
 	heads   heads
@@ -195,6 +197,12 @@ func Run(ctx context.Context, cfg Config) error {
 		ReadTimeout: cfg.ReadTimeout, Room: d.makeRoom, Log: d.log})
 	defer d.sched.Close()
 	d.restorePins()
+	if cfg.Containerd.Content && cfg.Containerd.Listen != "" {
+		if d.content, err = snapshotter.NewContent(cfg.Containerd.Address); err != nil {
+			return err
+		}
+		defer d.content.Close()
+	}
 	if err := d.startMounter(); err != nil {
 		return err
 	}

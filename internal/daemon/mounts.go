@@ -38,12 +38,13 @@ type record struct {
 	Pid       int              `json:"pid,omitempty"` // of `thaw run`
 	PidStart  uint64           `json:"pidStart,omitempty"`
 	Created   time.Time        `json:"created"`
-	ImageDir  string           `json:"imageDir"`           // where the EROFS image is mounted
-	Writable  bool             `json:"writable"`           // a container's root lies over it
-	Snapshot  bool             `json:"snapshot,omitempty"` // containerd's snapshots stand on it
-	Layers    int              `json:"layers,omitempty"`   // of the image, if not all are mounted
-	Metadata  string           `json:"metadata,omitempty"` // of those: its name in the directory of metadata
-	Finished  bool             `json:"finished"`           // mounting is done
+	ImageDir  string           `json:"imageDir"`            // where the EROFS image is mounted
+	Writable  bool             `json:"writable"`            // a container's root lies over it
+	Snapshot  bool             `json:"snapshot,omitempty"`  // containerd's snapshots stand on it
+	Namespace string           `json:"namespace,omitempty"` // containerd's, of who pulled it
+	Layers    int              `json:"layers,omitempty"`    // of the image, if not all are mounted
+	Metadata  string           `json:"metadata,omitempty"`  // of those: its name in the directory of metadata
+	Finished  bool             `json:"finished"`            // mounting is done
 	Committed []api.Phase      `json:"phases,omitempty"`
 	Fallbacks []fallback.Event `json:"fallbacks,omitempty"` // why it is not better
 }
@@ -414,6 +415,9 @@ func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
 		return
 	}
 	d.log.Info("image is complete", "mount", m.ID, "image", m.img.ref)
+	if d.content != nil && m.Namespace != "" {
+		d.fillContent(ctx, m)
+	}
 }
 
 // followProcess ends a container's mount when the process it belongs to is

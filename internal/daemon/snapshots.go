@@ -185,7 +185,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	if mode == SnapshotEager {
 		req.Mode = api.ModeEager
 	}
-	m, err := s.mount(ctx, t, img, req, snapshotter.Key{Ref: taken.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)})
+	m, err := s.mount(ctx, t, img, req, image.Namespace, snapshotter.Key{Ref: taken.Ref, Manifest: img.digest, Layers: len(img.oci.Layers), All: len(img.oci.Layers)})
 	if err != nil {
 		return nil, &declined{reasonOf(err), err}
 	}
@@ -298,7 +298,7 @@ func (s *imageSnapshots) Mount(ctx context.Context, key snapshotter.Key) (string
 	if err := img.waitKept(); err != nil {
 		return "", err
 	}
-	m, err := s.mount(ctx, t, img, api.MountRequest{ImageRequest: t.req, Mode: api.ModeAuto}, key)
+	m, err := s.mount(ctx, t, img, api.MountRequest{ImageRequest: t.req, Mode: api.ModeAuto}, "", key)
 	if err != nil {
 		return "", err
 	}
@@ -317,7 +317,7 @@ func (s *imageSnapshots) mounted(key snapshotter.Key) *mounted {
 }
 
 // mount mounts the first layers of an image. Called with its lock held.
-func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api.MountRequest, key snapshotter.Key) (*mounted, error) {
+func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api.MountRequest, namespace string, key snapshotter.Key) (*mounted, error) {
 	if m := s.mounted(key); m != nil {
 		return m, nil
 	}
@@ -349,7 +349,7 @@ func (s *imageSnapshots) mount(ctx context.Context, t *task, img *image, req api
 	m := newMounted(dir)
 	m.img, m.asked = img, time.Now()
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now(),
-		ImageDir: filepath.Join(dir, "image"), Snapshot: true, Layers: layers, Metadata: metadata}
+		ImageDir: filepath.Join(dir, "image"), Snapshot: true, Namespace: namespace, Layers: layers, Metadata: metadata}
 	if err := os.Mkdir(m.ImageDir, 0o755); err != nil {
 		return nil, errors.Join(fmt.Errorf("make mount directory: %w", err), os.Remove(dir))
 	}
