@@ -52,10 +52,7 @@ func (m hybridMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
 		err  error
 	}
 	done := make(chan started, 1)
-	go func() {
-		// The thread is never unlocked: it ends with the goroutine, and its mount
-		// namespace with it and crun.
-		runtime.LockOSThread()
+	go onThread(func() {
 		err := hideUnified()
 		if err != nil {
 			done <- started{nil, fmt.Errorf("hide %s from crun: %w", unifiedDir, err)}
@@ -63,9 +60,27 @@ func (m hybridMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
 		}
 		exit, err := m.ProcessMonitor.Start(c)
 		done <- started{exit, err}
-	}()
+	})
 	s := <-done
 	return s.exit, s.err
+}
+
+// onThread calls f on a thread that ends afterwards, and its mount namespace with it
+// and what f has started. That cannot be the process's first thread: it never ends, and
+// /proc/self shows its namespace.
+func onThread(f func()) {
+	runtime.LockOSThread() // for good: the thread ends with this goroutine
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onThread(f)
+	}()
+	<-done
+	runtime.UnlockOSThread()
 }
 
 // hideUnified gives this thread a mount namespace of its own without version 2

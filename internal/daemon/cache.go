@@ -154,6 +154,7 @@ func (d *Daemon) removeLayer(ctx context.Context, dgst digest.Digest) ([]layerst
 		if info.Blob != dgst {
 			continue
 		}
+		d.settle(ctx)
 		if d.watched(dgst) {
 			return nil, api.Errorf(api.CodeInUse, "end what reads it", "layer %s is still read through a mount that was detached", dgst)
 		}

@@ -35,6 +35,7 @@ const (
 // that are neither pulled nor in use, and removes the indexes and metadata that
 // then nothing refers to.
 func (d *Daemon) gc(ctx context.Context) ([]layerstore.Info, error) {
+	d.settle(ctx)
 	removed, err := d.store.GC(ctx, d.watched)
 	if err != nil {
 		return removed, err

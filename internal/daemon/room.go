@@ -143,12 +143,37 @@ func (d *Daemon) watched(blob digest.Digest) bool {
 	return d.fanotify != nil && d.fanotify.Watches(blob)
 }
 
+// settlePatience is how long somebody who asks for layers to be removed waits for
+// those that were just unmounted, and settleRetry how often it is looked.
+const (
+	settlePatience = time.Second
+	settleRetry    = 10 * time.Millisecond
+)
+
+// settle waits a moment for layers that are not mounted any more and are still
+// open: an OCI runtime that was killed had copies of all mounts.
+func (d *Daemon) settle(ctx context.Context) {
+	if d.fanotify == nil {
+		return
+	}
+	for deadline := time.Now().Add(settlePatience); d.fanotify.Tidy() > 0 && time.Now().Before(deadline); {
+		select {
+		case <-time.After(settleRetry):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // keepRoom evicts when a limit is exceeded, now and then and whenever something
 // is not in use any more.
 func (d *Daemon) keepRoom() {
 	tick := time.NewTicker(roomInterval)
 	defer tick.Stop()
 	for {
+		if d.fanotify != nil {
+			d.fanotify.Tidy()
+		}
 		var noRoom *noRoomError // hydration says so
 		if err := d.makeRoom(d.ctx, 0); err != nil && d.ctx.Err() == nil && !errors.As(err, &noRoom) {
 			d.log.Error("make room on the disk", "err", err)

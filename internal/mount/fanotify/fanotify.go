@@ -271,13 +271,15 @@ func (m *Mounter) First(blob digest.Digest) (*os.File, error) {
 	return os.NewFile(uintptr(fd), blob.String()), nil
 }
 
-// Tidy ends the watches of layers that are not mounted and that nobody has open any more.
-func (m *Mounter) Tidy() {
+// Tidy ends the watches of layers that are not mounted and that nobody has open any more. It returns how many are not
+// mounted and open: a process that just made itself a mount namespace has copies of all mounts for a moment.
+func (m *Mounter) Tidy() (open int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.closed {
-		m.tidy()
+	if m.closed {
+		return 0
 	}
+	return m.tidy()
 }
 
 // Unmount implements mount.Mounter. Layers that nobody has open afterwards are not watched any more.

@@ -188,7 +188,7 @@ func (m *Mounter) forget(w *watch, complete bool) {
 
 // tidy ends the watches of layers that no mount uses, provided that nobody has the file open: a detached mount, or a copy of it in
 // another mount namespace, still reads. Its caller holds mu, so nobody mounts it in between.
-func (m *Mounter) tidy() {
+func (m *Mounter) tidy() (left int) {
 	used := make(map[digest.Digest]bool)
 	for _, blobs := range m.mounts {
 		for _, blob := range blobs {
@@ -203,8 +203,12 @@ func (m *Mounter) tidy() {
 		if err == nil && !inUse {
 			err = m.unwatch(w, false)
 		}
+		if inUse || err != nil {
+			left++
+		}
 		if err != nil {
 			m.log.Warn("layer stays watched", "layer", w.blob, "err", err)
 		}
 	}
+	return left
 }
