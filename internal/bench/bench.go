@@ -180,18 +180,19 @@ func (b *bench) start(ctx context.Context, m Mode) (*Started, Residue, *Cost, er
 		return nil, left, nil, err
 	}
 	s, err := m.Way.Start(ctx)
-	if cerr := backed.Close(); err == nil && cerr != nil {
-		err = errors.Join(cerr, b.stop(ctx, s))
+	var cost *Cost
+	if err == nil {
+		cost = s.Cost
+		if m.Registry != nil { // at once: what comes later is not of the start
+			cost, err = m.Registry.Cost(ctx)
+		}
+	}
+	err = errors.Join(err, backed.Close())
+	if err != nil && s != nil {
+		err = errors.Join(err, b.stop(ctx, s))
 	}
 	if err != nil {
 		return nil, left, nil, err
-	}
-	if m.Registry == nil {
-		return s, left, s.Cost, nil
-	}
-	cost, err := m.Registry.Cost(ctx)
-	if err != nil {
-		return nil, left, nil, errors.Join(err, b.stop(ctx, s))
 	}
 	return s, left, cost, nil
 }

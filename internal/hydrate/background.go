@@ -26,9 +26,9 @@ const (
 	// needs soon: hashing what is here.
 	quiet = time.Second
 	// yieldShare is how many times as long as it received the background pauses
-	// while a reader waits: it has a third of a connection's time then, however
+	// while a reader waits: it has a fifth of a connection's time then, however
 	// fast the network is, and cannot starve behind readers who always wait.
-	yieldShare = 2
+	yieldShare = 4
 	yieldLeast = 2 * time.Millisecond
 	yieldMost  = 100 * time.Millisecond
 	// maxBackgroundStreams bounds the layers that are streamed with nobody waiting.
