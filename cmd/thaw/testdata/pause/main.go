@@ -1,4 +1,4 @@
-// Pause is what holds a pod's namespaces in tests: it waits to be told to end.
+// Command pause is what holds a pod's namespaces in tests: it waits to be told to end.
 package main
 
 import (
