@@ -28,7 +28,7 @@ var floors = []struct {
 }{
 	{"words", []string{"./deploy", "./internal/oci", "./internal/config", "./internal/testenv", "./internal/powercut", "./internal/fallback"}},
 	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
-		"./internal/trace", "./internal/health"}},
+		"./internal/trace", "./internal/health", "./internal/profile"}},
 	{"index", []string{"./internal/index"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd"}},
 	{"engines", []string{"./internal/criproxy", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
