@@ -11,6 +11,7 @@ const (
 	EventDepStart     = "dep_start"     // first open of what it loads
 	EventDepEnd       = "dep_end"       // the burst of opens is over
 	EventListen       = "listen"        // its port takes connections
+	EventAccept       = "accept"        // it takes the first of them: later than listen where a parent listens for workers
 	EventReady        = "ready"         // first good answer
 	EventHealthy      = "healthy"       // the orchestrator knows
 	EventLBHealthy    = "lb_healthy"    // the load balancer knows
@@ -21,7 +22,7 @@ const (
 
 // Events lists them in the order of a start.
 var Events = []string{EventRequested, EventScheduled, EventPullStart, EventPullEnd, EventCreated, EventStarted, EventDepStart, EventDepEnd,
-	EventListen, EventReady, EventHealthy, EventLBHealthy, EventFirstRequest, EventSteady, EventHydrated}
+	EventListen, EventAccept, EventReady, EventHealthy, EventLBHealthy, EventFirstRequest, EventSteady, EventHydrated}
 
 // Confidence in an event or a phase.
 const (
@@ -52,7 +53,7 @@ const (
 	PhaseRuntimeInit     = "runtime_init"          // pull_end to started
 	PhaseDependencyLoad  = "dependency_load"       // started to dep_end
 	PhaseBootstrap       = "app_bootstrap"         // dep_end to listen
-	PhaseHealthContainer = "health_wait_container" // listen to ready, or healthy
+	PhaseHealthContainer = "health_wait_container" // from then to ready, or healthy
 	PhaseHealthLB        = "health_wait_lb"        // to lb_healthy
 	PhaseFirstRequest    = "first_request_penalty" // first request less the median of later ones
 	PhaseHydration       = "hydration"             // pull_end to hydrated
