@@ -35,9 +35,14 @@ build-bench: build ## build also bin/thaw-bench-containerd: what thaw bench --vs
 build-otel: build ## build also bin/thaw-otel, which sends traces of starts to OpenTelemetry
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-otel ./cmd/thaw-otel
 
+.PHONY: build-cloud
+build-cloud: build ## build also bin/thaw-cloud: what thaw measure ecs and k8s need to ask AWS and Kubernetes
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-cloud ./cmd/thaw-cloud
+
 .PHONY: install
 install: build ## put it into PREFIX/bin (/usr/local)
 	install -D -m 0755 bin/thaw '$(DESTDIR)$(PREFIX)/bin/thaw'
+	[ ! -e bin/thaw-cloud ] || install -D -m 0755 bin/thaw-cloud '$(DESTDIR)$(PREFIX)/bin/thaw-cloud'
 	[ ! -e bin/thaw-otel ] || install -D -m 0755 bin/thaw-otel '$(DESTDIR)$(PREFIX)/bin/thaw-otel'
 
 .PHONY: test

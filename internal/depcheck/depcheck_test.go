@@ -30,12 +30,13 @@ var floors = []struct {
 	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
 		"./internal/trace", "./internal/health", "./internal/profile"}},
 	{"index", []string{"./internal/index"}},
+	{"sources", []string{"./internal/sources/ecs"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd"}},
 	{"engines", []string{"./internal/criproxy", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch", "./internal/install"}},
-	{"measuring", []string{"./internal/bench", "./internal/bench/containerd"}},
-	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd", "./cmd/thaw-otel"}},
+	{"measuring", []string{"./internal/bench", "./internal/bench/containerd", "./internal/cloud", "./internal/cloud/aws", "./internal/cloud/kube"}},
+	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd", "./cmd/thaw-otel", "./cmd/thaw-cloud"}},
 }
 
 // forbidden edges that the floors would allow. Patterns are Go's: "x/..." is x
@@ -93,6 +94,12 @@ var forbidden = []struct {
 		"text of other people's files is all that it knows"},
 	{[]string{"./cmd/thaw"}, []string{"./internal/spans/export", "go.opentelemetry.io/otel/sdk/..."}, false,
 		"who wants no traces pays nothing for them: the SDK is in cmd/thaw-otel"},
+	{[]string{"./cmd/thaw"}, []string{"./internal/cloud/aws", "./internal/cloud/kube", "github.com/aws/aws-sdk-go-v2/...", "k8s.io/client-go/..."}, false,
+		"who asks no cloud pays nothing for it: the clients are in cmd/thaw-cloud"},
+	{[]string{"./internal/cloud"}, []string{"./internal/..."}, false,
+		"it starts a program and reads lines"},
+	{[]string{"./internal/sources/..."}, []string{"net", "os/exec"}, false,
+		"documents in, records out, however they were come by"},
 	{[]string{"./internal/spans"}, []string{"./internal/...", "go.opentelemetry.io/..."}, false,
 		"it starts a program and writes lines"},
 	{[]string{"./internal/lab"}, []string{"./internal/..."}, false,
