@@ -28,7 +28,7 @@ var floors = []struct {
 }{
 	{"words", []string{"./deploy", "./internal/oci", "./internal/config", "./internal/testenv", "./internal/powercut", "./internal/fallback"}},
 	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
-		"./internal/trace", "./internal/health", "./internal/profile"}},
+		"./internal/trace", "./internal/health", "./internal/profile", "./internal/profile/profiletest"}},
 	{"index", []string{"./internal/index"}},
 	{"sources", []string{"./internal/sources/ecs"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd"}},
@@ -104,7 +104,7 @@ var forbidden = []struct {
 		"it starts a program and writes lines"},
 	{[]string{"./internal/lab"}, []string{"./internal/..."}, false,
 		"the lab judges our registry client, so it shares no code with it"},
-	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/powercut", "./internal/mount/mounttest", "./internal/layertar/layertartest", "testing"}, false,
+	{[]string{"./cmd/thaw"}, []string{"./internal/testenv", "./internal/powercut", "./internal/mount/mounttest", "./internal/layertar/layertartest", "./internal/profile/profiletest", "testing"}, false,
 		"test support does not belong in the binary"},
 	{[]string{"./internal/..."}, []string{"github.com/spf13/cobra"}, false,
 		"the command line ends in cmd"},
