@@ -1,0 +1,108 @@
+package measure
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/thaw-project/thaw/internal/measure/clock"
+)
+
+// TestProber: it waits until the status is good, and says how often it was not.
+func TestProber(t *testing.T) {
+	var asked atomic.Int64
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) < 5 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
+	defer s.Close()
+	before := clock.Now()
+	a, err := Prober{Target: s.URL + "/ready"}.Wait(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Denied < 3 || a.At < before || a.At > clock.Now() {
+		t.Errorf("answer %+v", a)
+	}
+	port := s.Listener.Addr().(*net.TCPAddr).Port
+	for _, target := range []string{fmt.Sprintf("tcp:%d", port), fmt.Sprintf("tcp:127.0.0.1:%d", port)} {
+		p := Prober{Target: target}
+		if _, err := p.Wait(t.Context()); err != nil || p.Port() != port {
+			t.Errorf("%s: port %d, %v", target, p.Port(), err)
+		}
+	}
+}
+
+// TestProberRefused: nobody listens, and then the context ends.
+func TestProberRefused(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if a, err := (Prober{Target: fmt.Sprintf("tcp:%d", port)}).Wait(ctx); err == nil || a.Probes == 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestProberPort(t *testing.T) {
+	for target, want := range map[string]int{"http://h/x": 80, "https://h": 443, "http://h:8080/": 8080, "tcp:81": 81, "tcp://h:82": 82, "x": 0} {
+		if got := (Prober{Target: target}).Port(); got != want {
+			t.Errorf("%s: port %d, want %d", target, got, want)
+		}
+	}
+}
+
+func TestListens(t *testing.T) {
+	const table = `  sl  local_address rem_address   st tx_queue rx_queue
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000
+   1: 0100007F:1F91 0100007F:1F92 01 00000000:00000000
+`
+	for port, want := range map[int]bool{8080: true, 8081: false, 80: false} {
+		if listens([]byte(table), port) != want {
+			t.Errorf("port %d: not %v", port, want)
+		}
+	}
+}
+
+// TestPoll: listening is found in /proc.
+func TestPoll(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := pollListen(1, l.Addr().(*net.TCPAddr).Port)
+	<-p.done
+	if p.found() == 0 {
+		t.Error("not found")
+	}
+	p.close()
+}
+
+// TestMissing: without tracing and without a root, signals say why.
+func TestMissing(t *testing.T) {
+	o := &Observer{traceErr: fmt.Errorf("no tracing here")}
+	target := o.Target()
+	defer target.Close()
+	got := map[string]string{}
+	for _, s := range target.Signals() {
+		if s.Used {
+			t.Errorf("%s is used", s.Name)
+		}
+		got[s.Name] = s.Reason
+	}
+	if !strings.Contains(got["tracefs"], "no tracing here") || got["opens"] == "" || got["proc"] == "" {
+		t.Errorf("reasons %v", got)
+	}
+}
