@@ -41,10 +41,7 @@ func Compare(a, b []float64) Comparison {
 		return c
 	}
 	c.Delta = c.B.P50 - c.A.P50
-	if c.A.P50 > 0 {
-		ratio := c.B.P50 / c.A.P50
-		c.Ratio = &ratio
-	}
+	c.Ratio = ratio(c.B.P50, c.A.P50)
 	if n := min(c.A.N, c.B.N); n < MinRuns {
 		c.Reason = fmt.Sprintf("only %s of one of them, it takes %d of each", runs(n), MinRuns)
 		return c
@@ -80,8 +77,8 @@ func (c *Comparison) intervals(a, b []float64) {
 	for i := range deltas {
 		ma, mb := drawA(), drawB()
 		deltas[i] = mb - ma
-		if ma > 0 {
-			ratios = append(ratios, mb/ma)
+		if r := ratio(mb, ma); r != nil {
+			ratios = append(ratios, *r)
 		}
 	}
 	n := min(len(a), len(b))

@@ -72,13 +72,18 @@ func Summarize(samples []float64) Stats {
 	if s.N >= MinRuns {
 		ci := bootstrap(sorted, 0.5)
 		s.MedianCI = &ci
-		if s.P50 != 0 {
-			half := (ci.High - ci.Low) / 2 / math.Abs(s.P50)
-			s.HalfWidth = &half
-		}
+		s.HalfWidth = ratio((ci.High-ci.Low)/2, math.Abs(s.P50))
 	}
 	s.Outliers = Outliers(samples)
 	return s
+}
+
+// ratio is a over b; nil where that is no number to be shown.
+func ratio(a, b float64) *float64 {
+	if r := a / b; b > 0 && !math.IsInf(r, 0) {
+		return &r
+	}
+	return nil
 }
 
 // Percentile returns the percentile q (0.95 for p95) of samples: between the two that

@@ -201,8 +201,8 @@ func firstRatio(r *Run) (float64, string) {
 	}
 	worst := 0.
 	for _, route := range p.Routes {
-		if route.SteadyMs > 0 {
-			worst = max(worst, route.FirstMs/route.SteadyMs)
+		if r := ratio(route.FirstMs, route.SteadyMs); r != nil {
+			worst = max(worst, *r)
 		}
 	}
 	if worst == 0 {
@@ -367,13 +367,13 @@ func (s *Subject) summarizeRoutes() []RouteSummary {
 			}
 			return Summarize(values)
 		}
-		ratio := []float64{}
+		var ratios []float64
 		for _, r := range all[name] {
-			if r.SteadyMs > 0 {
-				ratio = append(ratio, r.FirstMs/r.SteadyMs)
+			if r := ratio(r.FirstMs, r.SteadyMs); r != nil {
+				ratios = append(ratios, *r)
 			}
 		}
-		out = append(out, RouteSummary{Route: name, Ratio: Summarize(ratio),
+		out = append(out, RouteSummary{Route: name, Ratio: Summarize(ratios),
 			FirstMs: of(func(r *Route) float64 { return r.FirstMs }), SteadyMs: of(func(r *Route) float64 { return r.SteadyMs }),
 			PenaltyMs: of(func(r *Route) float64 { return r.PenaltyMs }), WaitMs: of(func(r *Route) float64 { return r.WaitMs }),
 			Files: of(func(r *Route) float64 { return float64(r.Files) }), Bytes: of(func(r *Route) float64 { return float64(r.Bytes) })})

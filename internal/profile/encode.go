@@ -1,0 +1,94 @@
+package profile
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"regexp"
+	"slices"
+	"time"
+)
+
+// MaxBytes is how large the JSON of a record may be.
+const MaxBytes = 128 << 20
+
+// NewID makes the ID of a record that begins then: IDs sort by time.
+func NewID(begun time.Time) string {
+	return fmt.Sprintf("%s-%04x", begun.UTC().Format("20060102-150405"), rand.Uint32N(1<<16))
+}
+
+var idForm = regexp.MustCompile(`^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$`)
+
+// Encode writes a record as JSON, on one line, after [Record.Check]. Paths and other
+// texts that are not UTF-8 lose what is not.
+func Encode(r *Record) ([]byte, error) {
+	if err := r.Check(); err != nil {
+		return nil, fmt.Errorf("encode record %s: %w", r.ID, err)
+	}
+	// Readers need no case for lists that are null.
+	out := *r
+	out.Subjects = slices.Clone(r.Subjects)
+	for i := range out.Subjects {
+		s := &out.Subjects[i]
+		s.Runs = append([]Run{}, s.Runs...)
+		for j := range s.Runs {
+			run := &s.Runs[j]
+			if run.Events == nil {
+				run.Events = []Event{}
+			}
+			if run.Phases == nil {
+				run.Phases = []Phase{}
+			}
+		}
+	}
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(&out); err != nil {
+		return nil, fmt.Errorf("encode record %s: %w", r.ID, err)
+	}
+	if b.Len() > MaxBytes {
+		return nil, fmt.Errorf("encode record %s: it has %d bytes, more than %d", r.ID, b.Len(), MaxBytes)
+	}
+	return b.Bytes(), nil
+}
+
+// Decode reads a record from JSON. Fields that it does not know are ignored; what would
+// mislead or break those who use a record is an error: see [Record.Check].
+func Decode(b []byte) (*Record, error) {
+	if len(b) > MaxBytes {
+		return nil, fmt.Errorf("decode record: it has %d bytes, more than %d", len(b), MaxBytes)
+	}
+	var head struct {
+		Version *int `json:"version"`
+	}
+	if err := json.Unmarshal(b, &head); err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	switch {
+	case head.Version == nil:
+		return nil, errors.New("decode record: it has no version: this is something else")
+	case *head.Version != Version:
+		return nil, fmt.Errorf("decode record: it has version %d, this program knows %d", *head.Version, Version)
+	}
+	var r Record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	if err := r.Check(); err != nil {
+		return nil, fmt.Errorf("decode record: %w", err)
+	}
+	return &r, nil
+}
+
+// DecodeFrom decodes all that a reader has.
+func DecodeFrom(r io.Reader) (*Record, error) {
+	b, err := io.ReadAll(io.LimitReader(r, MaxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("read record: %w", err)
+	}
+	return Decode(b)
+}
