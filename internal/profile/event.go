@@ -4,6 +4,7 @@ package profile
 const (
 	EventRequested    = "requested"  // somebody wants the container; of most runs at 0
 	EventScheduled    = "scheduled"  // it has a node
+	EventConnected    = "connected"  // it has a network
 	EventPullStart    = "pull_start" // the image is being brought, or made ready to be read
 	EventPullEnd      = "pull_end"
 	EventCreated      = "created"       // the runtime has made the container
@@ -21,7 +22,7 @@ const (
 )
 
 // Events lists them in the order of a start.
-var Events = []string{EventRequested, EventScheduled, EventPullStart, EventPullEnd, EventCreated, EventStarted, EventDepStart, EventDepEnd,
+var Events = []string{EventRequested, EventScheduled, EventConnected, EventPullStart, EventPullEnd, EventCreated, EventStarted, EventDepStart, EventDepEnd,
 	EventListen, EventAccept, EventReady, EventHealthy, EventLBHealthy, EventFirstRequest, EventSteady, EventHydrated}
 
 // Confidence in an event or a phase.

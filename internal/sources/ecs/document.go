@@ -32,7 +32,7 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 		if err := json.Unmarshal(b, &s); err != nil {
 			return err
 		}
-		if s <= 0 || s > 1e11 { // the year 5138: milliseconds, or nonsense
+		if s <= 0 || s > 7e9 { // the year 2191: milliseconds, or nonsense
 			return fmt.Errorf("time %s is not in seconds since 1970", b)
 		}
 		// By the microsecond: a float64 of today's seconds has no more.
@@ -52,11 +52,18 @@ func (t *Time) UnmarshalJSON(b []byte) error {
 			return fmt.Errorf("time %q is not RFC 3339", s)
 		}
 	}
-	if at.Year() > 1 {
-		t.Time = at.UTC()
+	switch year := at.Year(); {
+	case year <= 1: // Go's zero, as some SDKs write it
+		return nil
+	case year < 1970 || year > lastYear:
+		return fmt.Errorf("time %q is of no start", s)
 	}
+	t.Time = at.UTC()
 	return nil
 }
+
+// lastYear is so near that the time between any two fits a time.Duration.
+const lastYear = 2200
 
 // Task is a task as DescribeTasks and EventBridge's "ECS Task State Change" have it.
 type Task struct {
