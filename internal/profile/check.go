@@ -143,13 +143,7 @@ func (c *checker) record(r *Record) {
 	c.name("name", r.Name)
 	c.name("source", r.Source)
 	c.name("tool", r.Tool)
-	if len(r.Labels) > maxFew {
-		c.fail("labels has %d items, more than %d", len(r.Labels), maxFew)
-	}
-	for k, v := range r.Labels {
-		c.name("label", k)
-		c.name("label", v)
-	}
+	c.labels(r.Labels)
 	c.name("kernel", r.Machine.Kernel)
 	c.amount("machine.cpus", int64(r.Machine.CPUs))
 	c.amount("machine.memory_bytes", r.Machine.MemoryBytes)
@@ -171,7 +165,18 @@ func (c *checker) record(r *Record) {
 	})
 }
 
+func (c *checker) labels(labels map[string]string) {
+	if len(labels) > maxFew {
+		c.fail("labels has %d items, more than %d", len(labels), maxFew)
+	}
+	for k, v := range labels {
+		c.name("label", k)
+		c.name("label", v)
+	}
+}
+
 func (c *checker) subject(s *Subject) {
+	c.labels(s.Labels)
 	c.name("name", s.Name)
 	c.name("image", s.Image)
 	c.name("manifest", s.Manifest)

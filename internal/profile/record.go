@@ -78,18 +78,20 @@ const (
 
 // Subject is an image, started in one way.
 type Subject struct {
-	Name          string   `json:"name"` // unlike any other in the record
-	Image         string   `json:"image"`
-	Manifest      string   `json:"manifest,omitempty"`
-	Mode          string   `json:"mode,omitempty"` // lazy, lazy+bundle, eager, no-index, containerd/NAME; empty: not known
-	Cold          string   `json:"cold,omitempty"` // level that was asked for; empty: not known
-	Command       []string `json:"command,omitempty"`
-	Probe         string   `json:"probe,omitempty"` // what answers when it is ready
-	ImageBytes    int64    `json:"image_bytes,omitempty"`
-	UnpackedBytes int64    `json:"unpacked_bytes,omitempty"`
-	Layers        []Layer  `json:"layers,omitempty"`
-	Files         []File   `json:"files,omitempty"` // of the image, by path
-	Runs          []Run    `json:"runs"`
+	Name     string   `json:"name"` // unlike any other in the record
+	Image    string   `json:"image"`
+	Manifest string   `json:"manifest,omitempty"`
+	Mode     string   `json:"mode,omitempty"` // lazy, lazy+bundle, eager, no-index, containerd/NAME; empty: not known
+	Cold     string   `json:"cold,omitempty"` // level that was asked for; empty: not known
+	Command  []string `json:"command,omitempty"`
+	Probe    string   `json:"probe,omitempty"` // what answers when it is ready
+	// Labels are those that other subjects of the record do not have: service, ...
+	Labels        map[string]string `json:"labels,omitempty"`
+	ImageBytes    int64             `json:"image_bytes,omitempty"`
+	UnpackedBytes int64             `json:"unpacked_bytes,omitempty"`
+	Layers        []Layer           `json:"layers,omitempty"`
+	Files         []File            `json:"files,omitempty"` // of the image, by path
+	Runs          []Run             `json:"runs"`
 }
 
 // Layer is a layer of a subject's image, the lowest first.

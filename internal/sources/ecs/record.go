@@ -230,7 +230,12 @@ func (v *view) key() string {
 }
 
 func (v *view) subject() profile.Subject {
-	s := profile.Subject{Name: strings.TrimSpace(v.service() + " " + v.definition()), Image: v.image(), Manifest: v.described().ImageDigest}
+	s := profile.Subject{Name: strings.TrimSpace(v.service() + " " + v.definition()), Image: v.image(), Manifest: v.described().ImageDigest, Labels: map[string]string{}}
+	for name, value := range map[string]string{"service": v.service(), "task_definition": v.definition()} {
+		if value != "" {
+			s.Labels[name] = value
+		}
+	}
 	if snapshotter := v.snapshotter(); snapshotter != "" {
 		s.Mode = "containerd/" + snapshotter
 		s.Name += " (" + snapshotter + ")"
