@@ -43,7 +43,7 @@ const atOnce = 6
 
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == spans.Program {
-		if err := export.Serve(context.Background(), os.Stdin); err != nil {
+		if err := export.Serve(context.Background(), os.Stdin, export.Options{Strict: slices.Contains(os.Args[1:], spans.FlagStrict)}); err != nil {
 			panic(err)
 		}
 		return

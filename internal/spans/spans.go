@@ -10,13 +10,16 @@
 package spans
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +31,14 @@ const Program = "thaw-otel"
 
 // Start is what a trace says of a start.
 type Start struct {
+	// Name is the root span's; empty: "start", one of the daemon's own, of which all
+	// that follows is known, and 0 is a number.
+	Name string `json:"name,omitempty"`
+	// ID is what the trace's and the spans' identities are made of, so that a start
+	// that is told twice is the same trace. Empty: random ones.
+	ID           string        `json:"id,omitempty"`
+	End          time.Time     `json:"end,omitzero"` // zero: with the last phase
+	Attributes   Attributes    `json:"attributes,omitempty"`
 	Image        string        `json:"image"`
 	Manifest     string        `json:"manifest,omitempty"`
 	Mount        string        `json:"mount,omitempty"`
@@ -46,11 +57,16 @@ type Start struct {
 
 // Phase is a span.
 type Phase struct {
-	Name   string    `json:"name"`
-	Start  time.Time `json:"start"`
-	End    time.Time `json:"end"`
-	Detail string    `json:"detail,omitempty"`
+	Name       string     `json:"name"`
+	Start      time.Time  `json:"start"`
+	End        time.Time  `json:"end"`
+	Detail     string     `json:"detail,omitempty"`
+	Attributes Attributes `json:"attributes,omitempty"`
 }
+
+// Attributes are what else is said of a span: strings, truth values, and numbers. Those
+// whose names end in _ms have fractions, others do not.
+type Attributes map[string]any
 
 // Wanted reports whether the environment asks for traces, in the words of the
 // OpenTelemetry specification.
@@ -178,3 +194,25 @@ func (s *Sender) start() (*process, error) {
 
 // end has the program end, by the end of its input, and waits for it.
 func (p *process) end() error { return errors.Join(p.stdin.Close(), p.cmd.Wait()) }
+
+// FlagStrict has the program fail when it cannot send what it was given, and wait longer
+// for a collector that is slow.
+const FlagStrict = "--strict"
+
+// Deliver has the program send starts, and waits until it has: who tells a few starts
+// and wants to know that they arrived. What the program says goes to stderr.
+func Deliver(ctx context.Context, command []string, starts []Start, stderr io.Writer) error {
+	var in bytes.Buffer
+	enc := json.NewEncoder(&in)
+	for i := range starts {
+		if err := enc.Encode(&starts[i]); err != nil {
+			return fmt.Errorf("encode start: %w", err)
+		}
+	}
+	cmd := exec.CommandContext(ctx, command[0], slices.Concat(command[1:], []string{FlagStrict})...)
+	cmd.Stdin, cmd.Stderr = &in, stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("send traces: %s: %w", Program, err)
+	}
+	return nil
+}

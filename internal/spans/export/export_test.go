@@ -35,7 +35,7 @@ func TestServe(t *testing.T) {
 	}))
 	defer srv.Close()
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", srv.URL)
-	if err := Serve(t.Context(), strings.NewReader(lines)); err != nil {
+	if err := Serve(t.Context(), strings.NewReader(lines), Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if n := spans.Load(); n != 3 {
@@ -53,7 +53,7 @@ func TestServeWrong(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv(c.name, c.value)
-			if err := Serve(t.Context(), strings.NewReader(lines)); (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			if err := Serve(t.Context(), strings.NewReader(lines), Options{}); (err != nil) != (c.want != "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("error %v, want %q", err, c.want)
 			}
 		})
