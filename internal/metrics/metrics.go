@@ -15,6 +15,7 @@ package metrics
 import (
 	"bytes"
 	"cmp"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -79,6 +80,28 @@ func (s *Set) Families() []*dto.MetricFamily {
 	return all
 }
 
+// WriteText writes all metrics as Prometheus' text, or as OpenMetrics.
+func (s *Set) WriteText(w io.Writer, openMetrics bool) error {
+	kind := expfmt.TypeTextPlain
+	if openMetrics {
+		kind = expfmt.TypeOpenMetrics
+	}
+	return s.write(w, expfmt.NewFormat(kind))
+}
+
+func (s *Set) write(w io.Writer, format expfmt.Format) error {
+	enc := expfmt.NewEncoder(w, format)
+	for _, f := range s.Families() {
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
+	if end, ok := enc.(expfmt.Closer); ok {
+		return end.Close()
+	}
+	return nil
+}
+
 // Histogram counts durations. Make it with NewHistogram.
 type Histogram struct {
 	bounds []time.Duration
@@ -137,18 +160,9 @@ func Handler(gather func(*Set)) http.Handler {
 		gather(&set)
 		format := expfmt.NegotiateIncludingOpenMetrics(r.Header)
 		var body bytes.Buffer
-		enc := expfmt.NewEncoder(&body, format)
-		for _, f := range set.Families() {
-			if err := enc.Encode(f); err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
-			}
-		}
-		if end, ok := enc.(expfmt.Closer); ok {
-			if err := end.Close(); err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
-			}
+		if err := set.write(&body, format); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
 		}
 		w.Header().Set("Content-Type", string(format))
 		w.Write(body.Bytes())
