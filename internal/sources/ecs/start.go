@@ -173,6 +173,7 @@ func (v *view) balancer(s *sources.Start) {
 			}
 			s.Add(sources.Point{Name: profile.EventLBHealthy, At: st.at, Source: profile.SignalECS, Precision: st.at.Sub(before),
 				Detail: "target " + address + " was healthy when the load balancer was asked, and not yet when it was asked before"})
+			delete(s.Reasons, profile.PhaseHealthLB)
 			return
 		}
 	}
