@@ -146,7 +146,7 @@ func (v *view) addresses() (all []string) {
 // balancer adds when the load balancer found the task healthy: between two answers, by
 // the later one.
 func (v *view) balancer(s *sources.Start) {
-	s.Because(profile.PhaseHealthLB, "nobody asked the load balancer again and again: describe-target-health does not say since when")
+	s.Because(profile.PhaseHealthLB, "the load balancer was not asked again and again")
 	var created, stopped time.Time
 	if v.task != nil {
 		created, stopped = v.task.CreatedAt.Time, v.task.StoppedAt.Time

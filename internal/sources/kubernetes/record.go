@@ -53,7 +53,7 @@ func (r *Reader) Record(opts Options) (*profile.Record, error) {
 		if !ok {
 			continue
 		}
-		s := g.Subject(v.workload()+"\x00"+v.spec().Image+"\x00"+v.digest(), profile.Subject{Name: v.workload(), Image: v.spec().Image, Manifest: v.digest()})
+		s := g.Subject(v.workload()+"\x00"+v.spec().Image+"\x00"+v.digest(), profile.Subject{Name: v.workload(), Image: v.spec().Image, Manifest: v.digest(), Labels: map[string]string{"service": v.workload()}})
 		s.ImageBytes = cmp.Or(s.ImageBytes, v.imageBytes)
 		s.Runs = append(s.Runs, run)
 	}
