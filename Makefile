@@ -36,7 +36,7 @@ build-otel: build ## build also bin/thaw-otel, which sends traces of starts to O
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-otel ./cmd/thaw-otel
 
 .PHONY: build-cloud
-build-cloud: build ## build also bin/thaw-cloud: what thaw measure ecs and k8s need to ask AWS and Kubernetes
+build-cloud: build ## build also bin/thaw-cloud: what thaw measure ecs and k8s, and thaw emit cloudwatch, need to speak to AWS and Kubernetes
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/thaw-cloud ./cmd/thaw-cloud
 
 .PHONY: install

@@ -22,6 +22,7 @@ import (
 var handlers = map[string]cloud.Handler{
 	cloud.CallECS:        aws.ECS,
 	cloud.CallKubernetes: kube.Pods,
+	cloud.CallMetrics:    aws.Metrics,
 }
 
 func main() {

@@ -3,9 +3,6 @@ package main
 import (
 	"cmp"
 	"errors"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 
 	"github.com/thaw-project/thaw/internal/bench"
@@ -61,13 +58,7 @@ const peerProgram = "thaw-bench-containerd"
 
 // findPeerExe looks for the program beside thaw, then in PATH.
 func findPeerExe() (string, error) {
-	if exe, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(exe), peerProgram)
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(peerProgram)
+	path, err := findProgram(peerProgram)
 	if err != nil {
 		return "", api.Errorf(api.CodeUnsupported, "make build-bench makes it: put it beside thaw or into PATH", "--vs-containerd needs the program %s", peerProgram)
 	}

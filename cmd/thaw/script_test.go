@@ -38,6 +38,7 @@ func TestScript(t *testing.T) {
 			writeImage(tb, layout, "small", compressions[0], manySpans())
 			s := newLab(tb, layout, "none")
 			env.Setenv("LAB", s.Addr())
+			env.Setenv("THAW", filepath.Join(bin, "thaw"))
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("THAW_ROOT", filepath.Join(env.WorkDir, "state"))

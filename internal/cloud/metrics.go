@@ -1,0 +1,13 @@
+package cloud
+
+import "github.com/thaw-project/thaw/internal/emit"
+
+// CallMetrics sends metrics to CloudWatch.
+const CallMetrics = "metrics" // Metrics
+
+// Metrics are the arguments of CallMetrics, which has no answers.
+type Metrics struct {
+	Region  string      `json:"region,omitempty"` // default the environment's
+	Profile string      `json:"profile,omitempty"`
+	Calls   []emit.Call `json:"calls"`
+}
