@@ -4,8 +4,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -68,15 +66,7 @@ func newTracedNode(t *testing.T) (*node, string, *spanCollector) {
 	c := &spanCollector{}
 	srv := httptest.NewServer(c)
 	t.Cleanup(srv.Close)
-	bin := t.TempDir()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(exe, filepath.Join(bin, spans.Program)); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("PATH", bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+	withPrograms(t, spans.Program)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", srv.URL)
 	t.Setenv("OTEL_SERVICE_NAME", "thaw-under-test")
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")

@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/thaw-project/thaw/internal/cloud"
+	"github.com/thaw-project/thaw/internal/cloud/aws"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/lab"
 	"github.com/thaw-project/thaw/internal/mount"
@@ -44,6 +46,13 @@ const atOnce = 6
 func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) == spans.Program {
 		if err := export.Serve(context.Background(), os.Stdin, export.Options{Strict: slices.Contains(os.Args[1:], spans.FlagStrict)}); err != nil {
+			fmt.Fprintln(os.Stderr, "thaw-otel:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	if filepath.Base(os.Args[0]) == cloud.Program {
+		if err := cloud.Serve(context.Background(), os.Stdin, os.Stdout, map[string]cloud.Handler{cloud.CallMetrics: aws.Metrics}); err != nil {
 			panic(err)
 		}
 		return
