@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -79,13 +77,7 @@ func askCloud(ctx context.Context, into documents, call string, args any) error 
 
 // findCloudExe looks for the program beside thaw, then in PATH.
 func findCloudExe() (string, error) {
-	if exe, err := os.Executable(); err == nil {
-		beside := filepath.Join(filepath.Dir(exe), cloud.Program)
-		if _, err := os.Stat(beside); err == nil {
-			return beside, nil
-		}
-	}
-	path, err := exec.LookPath(cloud.Program)
+	path, err := findProgram(cloud.Program)
 	if err != nil {
 		return "", api.Errorf(api.CodeUnsupported, "make build-cloud makes it: put it beside thaw or into PATH; or give thaw files, which needs no program", "to ask a cloud takes the program %s", cloud.Program)
 	}
