@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -272,7 +273,15 @@ The program thaw-cloud does it (make build-cloud).`,
 				return err
 			}
 			warnStale(cmd, starts)
-			return putMetrics(cmd, cloud.Metrics{Region: region, Profile: awsProfile, Calls: calls}, len(starts))
+			raw, err := json.Marshal(calls)
+			if err != nil {
+				return err
+			}
+			if err := putMetrics(cmd, cloud.Metrics{Region: region, Profile: awsProfile, Calls: raw}); err != nil {
+				return err
+			}
+			fmt.Fprintf(cmd.ErrOrStderr(), "sent %s in %s\n", count(len(starts), "start"), count(len(calls), "call"))
+			return nil
 		},
 	}
 	opts.bindCloudWatch(cmd)
@@ -281,7 +290,7 @@ The program thaw-cloud does it (make build-cloud).`,
 	return cmd
 }
 
-func putMetrics(cmd *cobra.Command, m cloud.Metrics, starts int) error {
+func putMetrics(cmd *cobra.Command, m cloud.Metrics) error {
 	program, err := findProgram(cloud.Program)
 	if err != nil {
 		return &api.Error{Message: err.Error(), Hint: "make build-cloud makes it; it has to lie beside thaw or in the PATH"}
@@ -291,11 +300,7 @@ func putMetrics(cmd *cobra.Command, m cloud.Metrics, starts int) error {
 	if errors.As(err, &refused) {
 		return &api.Error{Message: refused.Message, Hint: refused.Hint}
 	}
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "sent %s in %s\n", count(starts, "start"), count(len(m.Calls), "call"))
-	return nil
+	return err
 }
 
 // readRecord is the record of a RUN.

@@ -19,20 +19,24 @@ func Metrics(ctx context.Context, raw json.RawMessage, _ func(any) error) error 
 	if err := json.Unmarshal(raw, &args); err != nil {
 		return fmt.Errorf("read arguments: %w", err)
 	}
+	var calls []emit.Call
+	if err := json.Unmarshal(args.Calls, &calls); err != nil {
+		return fmt.Errorf("read arguments: %w", err)
+	}
 	c, err := load(ctx, args.Region, args.Profile)
 	if err != nil {
 		return err
 	}
 	client := cloudwatch.NewFromConfig(c)
-	for i := range args.Calls {
-		_, err := client.PutMetricData(ctx, input(&args.Calls[i]))
+	for i := range calls {
+		_, err := client.PutMetricData(ctx, input(&calls[i]))
 		if err == nil {
 			continue
 		}
-		err = explain(err, "cloudwatch:PutMetricData", `* (it takes no resource; a condition on cloudwatch:namespace may have "`+args.Calls[i].Namespace+`")`)
+		err = explain(err, "cloudwatch:PutMetricData", `* (it takes no resource; a condition on cloudwatch:namespace may have "`+calls[i].Namespace+`")`)
 		var e *cloud.Error
 		if i > 0 && errors.As(err, &e) {
-			e.Message += fmt.Sprintf("; %d of %d calls were sent before", i, len(args.Calls))
+			e.Message += fmt.Sprintf("; %d of %d calls were sent before", i, len(calls))
 		}
 		return err
 	}

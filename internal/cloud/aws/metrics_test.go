@@ -114,7 +114,11 @@ func (f *fakeCloudWatch) serve() {
 
 func metricsArgs(t *testing.T, calls []emit.Call) json.RawMessage {
 	t.Helper()
-	b, err := json.Marshal(cloud.Metrics{Calls: calls})
+	raw, err := json.Marshal(calls)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(cloud.Metrics{Calls: raw})
 	if err != nil {
 		t.Fatal(err)
 	}
