@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	digest "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -32,6 +33,8 @@ type layer struct {
 	users int
 	index digest.Digest // of the image that came first
 	mixed bool          // images with other indexes use it, or did
+
+	waited waitLog // of its readers
 
 	mu  sync.Mutex // guards err
 	err error      // why the layer cannot be completed
@@ -111,6 +114,8 @@ func (ls *layers) Fetch(ctx context.Context, blob digest.Digest, off, n int64) e
 		ls.counts.fail(failRead)
 		return fmt.Errorf("fetch layer %s: %w", blob, err) // without asking its registry in vain
 	}
+	begun := time.Now()
+	defer func() { l.waited.add(off, n, begun, time.Now()) }()
 	err := l.hydrate.Fetch(ctx, off, n)
 	if errors.Is(err, unix.ENOSPC) && ls.disk.makeReaderRoom(ctx, l, err) {
 		err = l.hydrate.Fetch(ctx, off, n)

@@ -52,6 +52,7 @@ func (d *Daemon) handler() http.Handler {
 	mux.HandleFunc("POST /v1/mounts", d.serveMount)
 	mux.HandleFunc("GET /v1/mounts/{id}", d.serveInspect)
 	mux.HandleFunc("POST /v1/mounts/{id}/times", d.serveTimes)
+	mux.HandleFunc("GET /v1/mounts/{id}/waits", d.serveWaits)
 	mux.HandleFunc("DELETE /v1/mounts", d.serveUnmount)
 	mux.HandleFunc("POST /v1/pull", d.servePull)
 	mux.HandleFunc("GET /v1/fallbacks", d.serveFallbacks)

@@ -302,6 +302,18 @@ type TraceRead struct {
 	Phase  string        `json:"phase"`     // that had begun
 }
 
+// ReadWait is a time in which a read of a layer waited for bytes that were not here.
+type ReadWait struct {
+	Start time.Time     `json:"start"`
+	End   time.Time     `json:"end"`
+	Layer digest.Digest `json:"layer"`     // of the blob
+	Tar   int64         `json:"offsetTar"` // in the uncompressed layer
+	Bytes int64         `json:"bytes"`     // that were asked for
+	// Paths are the files that lie there, from the image's root, with a leading slash. The
+	// kernel asks for pages, in which small files share, so it was one of them.
+	Paths []string `json:"paths,omitempty"`
+}
+
 // Errorf makes an error with a code.
 func Errorf(code, hint, format string, args ...any) *Error {
 	return &Error{Message: fmt.Sprintf(format, args...), Hint: hint, Code: code}

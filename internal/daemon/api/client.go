@@ -198,6 +198,14 @@ func (c *Client) Hurry(ctx context.Context, id string) (*Mount, error) {
 	return &m, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"?wait=hurry", nil, &m)
 }
 
+// Waits lists when reads of a mount's layers waited for bytes since the mount was asked
+// for, by their begin: the last some thousand of each layer. Mounts that share a layer
+// share its waits.
+func (c *Client) Waits(ctx context.Context, id string) ([]ReadWait, error) {
+	var w []ReadWait
+	return w, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"/waits", nil, &w)
+}
+
 // Unmount takes a mount away, by its id or its directory.
 func (c *Client) Unmount(ctx context.Context, idOrDir string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/mounts?name="+url.QueryEscape(idOrDir), nil, nil)
