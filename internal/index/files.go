@@ -7,6 +7,16 @@ import (
 
 // Files returns where the files of the image lie in its layers.
 func (m *Image) Files() (*trace.Files, error) {
+	files, err := m.ListFiles()
+	if err != nil {
+		return nil, err
+	}
+	return trace.NewFiles(files), nil
+}
+
+// ListFiles lists the regular files of the image, by path; one with several names is
+// there with each.
+func (m *Image) ListFiles() ([]trace.File, error) {
 	b, err := m.Erofs()
 	if err != nil {
 		return nil, err
@@ -30,8 +40,5 @@ func (m *Image) Files() (*trace.Files, error) {
 		files = append(files, f)
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return trace.NewFiles(files), nil
+	return files, err
 }
