@@ -32,6 +32,7 @@ type labServeOptions struct {
 	notify   []string
 	secret   string
 	json     bool
+	stdin    bool // end when standard input does
 }
 
 func newLabServeCommand() *cobra.Command {
@@ -79,6 +80,9 @@ such strings), POST /warm (read all blobs into the page cache).`,
 			if err != nil {
 				return err
 			}
+			if opts.stdin {
+				ctx = untilEOF(ctx, cmd.InOrStdin())
+			}
 			return runLabServe(ctx, opts, network, cmd.OutOrStdout())
 		},
 	}
@@ -95,7 +99,20 @@ such strings), POST /warm (read all blobs into the page cache).`,
 	flags.StringArrayVar(&opts.notify, "notify", nil, "URL to tell of every push, as distribution's registry does; repeatable")
 	flags.StringVar(&opts.secret, "notify-authorization", "", "Authorization header of that, such as 'Bearer SECRET'")
 	flags.BoolVar(&opts.json, "json", false, "print the address and images as JSON")
+	flags.BoolVar(&opts.stdin, "until-stdin-ends", false, "end when standard input does")
+	_ = flags.MarkHidden("until-stdin-ends") // it is there
 	return cmd
+}
+
+// untilEOF is a context that also ends when there is nothing more to read: whoever
+// started this program for itself is gone then.
+func untilEOF(ctx context.Context, r io.Reader) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer cancel()
+		_, _ = io.Copy(io.Discard, r) // an error is an end too
+	}()
+	return ctx
 }
 
 // network is the named one with what flags changed of it.
