@@ -233,6 +233,7 @@ func (c *checker) run(r *Run) {
 		c.text("detail", e.Detail)
 		c.time("at_ms", e.AtMs)
 		c.span("precision_ms", e.PrecisionMs)
+		c.span("waited_ms", e.WaitedMs)
 	})
 	phases := map[string]bool{}
 	each(c, "phases", r.Phases, maxFew, func(p *Phase) {

@@ -34,7 +34,7 @@ func full() *profile.Record {
 			Labels: map[string]string{"task_definition": "app:7"}, ImageBytes: 1000, UnpackedBytes: 3000, Layers: []profile.Layer{{Digest: "sha256:34", Bytes: 1000, UnpackedBytes: 3000, Instruction: "COPY . /app"}},
 			Files: []profile.File{{Path: "/app/a.py", Bytes: 2000, CompressedBytes: 700, Layer: 0, Package: "python:a", First: profile.PhaseDependencyLoad, ReadBytes: 1500, Runs: 1}},
 			Runs: []profile.Run{{Begun: begun.Add(time.Second), Container: "c1", Error: "it ended with exit code 1", Coldness: &profile.Coldness{Level: profile.ColdL0, Files: 1, StoredBytes: 2, CachedBytes: 3, Reason: "a file was cached"},
-				Events: []profile.Event{{Name: profile.EventRequested, AtMs: 0, Source: profile.SignalTimeline, Confidence: profile.Measured, Detail: "docker run", PrecisionMs: 1000}},
+				Events: []profile.Event{{Name: profile.EventRequested, AtMs: 0, Source: profile.SignalTimeline, Confidence: profile.Measured, Detail: "docker run", PrecisionMs: 1000, WaitedMs: 30}},
 				Phases: []profile.Phase{
 					{Name: profile.PhasePull, StartMs: pointer(1.5), EndMs: pointer(40.25), Ms: pointer(38.75), Source: profile.SignalTimeline, Confidence: profile.Measured, LazyWaitMs: pointer(3.), Bytes: pointer(int64(4096)), Files: pointer(1), CPUMs: pointer(7.5)},
 					{Name: profile.PhaseHealthLB, Confidence: profile.Unknown, Reason: "there is no load balancer"},

@@ -43,6 +43,8 @@ type Event struct {
 	Detail     string  `json:"detail,omitempty"`
 	// PrecisionMs is how far it may be off, where that is more than a few milliseconds.
 	PrecisionMs float64 `json:"precision_ms,omitempty"`
+	// WaitedMs is, of EventAccept, how long the connection had waited to be taken.
+	WaitedMs float64 `json:"waited_ms,omitempty"`
 }
 
 // Names of phases, in their order. Those up to PhaseHealthContainer follow one another

@@ -132,7 +132,7 @@ type Run struct {
 	Coldness  *Coldness `json:"coldness,omitempty"`
 	Events    []Event   `json:"events"`
 	Phases    []Phase   `json:"phases"`
-	TotalMs   *float64  `json:"total_ms"` // requested to ready; nil: not ready, or not known
+	TotalMs   *float64  `json:"total_ms"` // requested to ready, or healthy where that is known; nil: neither is
 	Processes []Process `json:"processes,omitempty"`
 	Reads     []Read    `json:"reads,omitempty"`    // first reads of files, in order
 	Packages  []Package `json:"packages,omitempty"` // the costliest first
@@ -156,7 +156,7 @@ type Process struct {
 type Read struct {
 	Path   string  `json:"path"`
 	AtMs   float64 `json:"at_ms"`
-	Phase  string  `json:"phase"`
+	Phase  string  `json:"phase"`             // or ReadLater; empty: not known
 	Bytes  int64   `json:"bytes"`             // of it that were in the page cache, or read, by the end of the observation
 	TookMs float64 `json:"took_ms,omitempty"` // until the next file's first use, as far as that is the phase's
 }
