@@ -275,6 +275,7 @@ type bencher struct {
 	// What lazy+bundle uses: another lab, for an image has one index in each.
 	bundleRegistry *bench.Registry
 	bundleRef      string
+	runFlags       []string // of thaw run, besides those of the options
 	roots          int
 }
 
@@ -351,40 +352,49 @@ func (b *bencher) list() []bench.Mode {
 }
 
 func (b *bencher) mode(name string) bench.Mode {
-	m := bench.Mode{Name: name, Registry: b.registry}
-	switch name {
-	case modeEager:
-		m.Eager = true
-		m.Way = b.thaw(bench.ThawOptions{ImageFlags: []string{"--index=ignore"}, RunFlags: []string{"--mount=eager"}})
-	case modeNoIndex:
-		m.Eager = true
-		m.Way = b.thaw(bench.ThawOptions{ImageFlags: []string{"--index=ignore"}, RunFlags: []string{"--mount=" + b.mount}})
-	case modeLazy, modeBundle:
-		lazy := bench.ThawOptions{ImageFlags: []string{"--index=require"}, RunFlags: []string{"--mount=" + b.mount}, First: b.pushIndex}
-		if name == modeBundle {
-			m.Registry, lazy.Image, lazy.First = b.bundleRegistry, b.bundleRef, b.pushBundle
-		}
-		m.Way = b.thaw(lazy)
-		lazy.RunFlags, lazy.First = append(slices.Clone(lazy.RunFlags), "--background=off"), nil
-		m.Needs = b.thaw(lazy)
-	case modeWarm:
-		m.Warm, m.Registry = true, nil
-		m.Way = b.thaw(bench.ThawOptions{Warm: true, RunFlags: []string{"--mount=" + b.mount}})
+	o, registry := b.options(name)
+	m := bench.Mode{Name: name, Registry: registry, Warm: o.Warm, Eager: name == modeEager || name == modeNoIndex, Way: bench.NewThaw(o)}
+	if name == modeLazy || name == modeBundle {
+		o.RunFlags, o.First, o.Root = append(slices.Clone(o.RunFlags), "--background=off"), nil, b.root()
+		m.Needs = bench.NewThaw(o)
 	}
 	return m
 }
 
-// thaw completes a way of thaw's with what is common to all.
-func (b *bencher) thaw(o bench.ThawOptions) bench.Way {
+// options are those of a way of thaw's, and the lab that it fetches from.
+func (b *bencher) options(name string) (o bench.ThawOptions, registry *bench.Registry) {
+	registry = b.registry
+	switch name {
+	case modeEager:
+		o.ImageFlags, o.RunFlags = []string{"--index=ignore"}, []string{"--mount=eager"}
+	case modeNoIndex:
+		o.ImageFlags, o.RunFlags = []string{"--index=ignore"}, []string{"--mount=" + b.mount}
+	case modeLazy, modeBundle:
+		o.ImageFlags, o.RunFlags, o.First = []string{"--index=require"}, []string{"--mount=" + b.mount}, b.pushIndex
+		if name == modeBundle {
+			registry, o.Image, o.First = b.bundleRegistry, b.bundleRef, b.pushBundle
+		}
+	case modeWarm:
+		registry, o.Warm, o.RunFlags = nil, true, []string{"--mount=" + b.mount}
+	default:
+		o.RunFlags = []string{"--mount=" + b.mount}
+	}
 	o.Exe, o.Root, o.Ready, o.Args, o.ColdDaemon = b.exe, b.root(), b.ready, b.args, b.coldDaemon
 	o.Image = cmp.Or(o.Image, b.ref)
 	if b.plainHTTP {
-		o.ImageFlags = append(slices.Clone(o.ImageFlags), "--plain-http")
+		o.ImageFlags = append(o.ImageFlags, "--plain-http")
 	}
+	o.RunFlags = append(o.RunFlags, b.containerFlags()...)
+	return o, registry
+}
+
+// containerFlags are thaw run's for the container itself.
+func (b *bencher) containerFlags() []string {
+	flags := slices.Clone(b.runFlags)
 	for _, e := range b.env {
-		o.RunFlags = append(slices.Clone(o.RunFlags), "-e", e)
+		flags = append(flags, "-e", e)
 	}
-	return bench.NewThaw(o)
+	return flags
 }
 
 // pushIndex puts the image's index beside it in the lab. A real registry is not
@@ -412,9 +422,7 @@ func (b *bencher) pushBundle(ctx context.Context) (err error) {
 		err = errors.Join(err, bench.NewThaw(bench.ThawOptions{Exe: b.exe, Root: root}).Close(context.WithoutCancel(ctx)))
 	}()
 	run := []string{"run", "--index=require", "--mount=" + b.mount, "--ready", b.ready, "--exit-when-ready"}
-	for _, e := range b.env {
-		run = append(run, "-e", e)
-	}
+	run = append(run, b.containerFlags()...)
 	recorded := filepath.Join(root, "recorded")
 	for _, args := range [][]string{
 		{"index", "build", b.bundleRef}, // kept on the node that records

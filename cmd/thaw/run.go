@@ -18,6 +18,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/measure/gate"
 )
 
 type runOptions struct {
@@ -44,6 +45,7 @@ type runOptions struct {
 	exitWhenReady bool
 	exitDelay     time.Duration
 	record        bool
+	observer      int // descriptor of the gate to who observes the run; negative: nobody does
 }
 
 func newRunCommand(g *globalOptions) *cobra.Command {
@@ -95,12 +97,18 @@ cannot be executed, 127 its command was not found, 124 it was not --ready in tim
 	f.BoolVar(&opts.exitWhenReady, "exit-when-ready", false, "stop the container once it is ready (with --ready), or started")
 	f.DurationVar(&opts.exitDelay, "exit-delay", 0, "with --exit-when-ready: go on for that long before stopping")
 	f.BoolVar(&opts.record, "record", true, "record what the container reads until it is ready, for thaw trace (default by the configuration)")
+	f.IntVar(&opts.observer, "observer-fd", -1, "descriptor of a socket to who observes the run")
+	_ = f.MarkHidden("observer-fd") // it is there
 	complete(cmd, "network", container.NetworkHost, container.NetworkNone)
 	return cmd
 }
 
 func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string, args []string) error {
 	begun := time.Now()
+	observer, err := opts.openGate()
+	if err != nil {
+		return err
+	}
 	spec, err := opts.container(args)
 	if err != nil {
 		return err
@@ -140,7 +148,7 @@ func runRun(cmd *cobra.Command, g *globalOptions, opts *runOptions, image string
 		}
 		return &exitError{container.CodeNotStarted, err}
 	}
-	r := &runner{global: g, cmd: cmd, opts: opts, client: c, mount: m, line: newTimeline(begun, m)}
+	r := &runner{global: g, cmd: cmd, opts: opts, client: c, mount: m, line: newTimeline(begun, m), gate: observer}
 	code, err := r.run(spec)
 	if code == 0 && err == nil {
 		return nil
@@ -228,6 +236,7 @@ type runner struct {
 	opts   *runOptions
 	client *api.Client
 	mount  *api.Mount
+	gate   *gate.Conn // nil where nobody observes the run
 	line   *timeline
 	times  api.Times // only those that have passed are set; of the goroutine that marks them
 }
@@ -238,9 +247,15 @@ func (r *runner) run(spec container.Options) (code int, err error) {
 	if err := json.Unmarshal(r.mount.Config, &config); err != nil {
 		return container.CodeNotStarted, errors.Join(fmt.Errorf("read image config: %w", err), r.unmount())
 	}
+	if err := r.passGate(); err != nil {
+		return container.CodeNotStarted, errors.Join(err, r.unmount())
+	}
 	spec.ID, spec.Bundle, spec.Rootfs, spec.Config = r.mount.ID, r.mount.Bundle, r.mount.Dir, config.Config
 	spec.Stdin, spec.Stdout, spec.Stderr = r.cmd.InOrStdin(), r.cmd.OutOrStdout(), r.cmd.ErrOrStderr()
-	spec.Created = func(t time.Time) { r.mark(phaseCreate, t) }
+	spec.Created = func(t time.Time) {
+		r.mark(phaseCreate, t)
+		r.tellCreated()
+	}
 	spec.Started = func(t time.Time) { r.mark(phaseStart, t) }
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
@@ -256,6 +271,10 @@ func (r *runner) run(spec container.Options) (code int, err error) {
 		go func() {
 			defer close(watched)
 			r.tell(ctx)
+			if r.gate != nil {
+				r.watchObserved(ctx, stop)
+				return
+			}
 			r.watch(ctx, stop)
 		}()
 	}

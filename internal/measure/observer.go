@@ -155,6 +155,9 @@ func (t *Target) Fill(run *profile.Run, zero time.Duration) {
 		run.Processes = append(run.Processes, one)
 	}
 	for _, o := range t.Opens() {
+		if o.Exec && o.At < f.Executed { // the program, and its loader: executed is after they were opened
+			o.At = f.Executed
+		}
 		run.Reads = append(run.Reads, profile.Read{Path: path.Clean(o.Path), AtMs: since(zero, o.At)})
 	}
 }
@@ -172,11 +175,10 @@ func (t *Target) fillAccept(run *profile.Run, f *tracefs.Followed, listen tracef
 		if e.At < listen.At || made > 0 && e.At < made {
 			continue
 		}
-		detail := ""
+		add(profile.EventAccept, profile.SignalTracefs, "", e.At)
 		if made > 0 {
-			detail = fmt.Sprintf("the connection had waited %.1f ms", milliseconds(e.At-made))
+			run.Events[len(run.Events)-1].WaitedMs = milliseconds(e.At - made)
 		}
-		add(profile.EventAccept, profile.SignalTracefs, detail, e.At)
 		return
 	}
 }

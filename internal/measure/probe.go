@@ -204,3 +204,26 @@ func enterNetwork(pid int) error {
 	}
 	return nil
 }
+
+// requestTimeout bounds a request.
+const requestTimeout = time.Minute
+
+// Request makes a request over a connection of its own, to the target's host and port
+// whatever the URL names, and reads all of its answer.
+func (p Prober) Request(ctx context.Context, method, url string) (begun, ended time.Duration, status int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, url, nil)
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	client := p.client()
+	begun = clock.Now()
+	resp, err := client.Do(req)
+	if err != nil {
+		return begun, clock.Now(), 0, err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return begun, clock.Now(), resp.StatusCode, err
+}

@@ -6,6 +6,11 @@
 package clock
 
 import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,4 +31,21 @@ func Of(t time.Time) time.Duration {
 	wall := time.Now().Round(0)
 	after := Now()
 	return (before+after)/2 - wall.Sub(t.Round(0))
+}
+
+// Started is when a process was started, in ticks since boot; 0 if there is none. With
+// its number it names a process that does not come again.
+func Started(pid int) uint64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	at := bytes.LastIndexByte(b, ')')
+	if err != nil || at < 0 {
+		return 0
+	}
+	const field = 19 // of those behind the name
+	fields := strings.Fields(string(b[at+1:]))
+	if len(fields) <= field {
+		return 0
+	}
+	n, _ := strconv.ParseUint(fields[field], 10, 64) // the kernel's
+	return n
 }

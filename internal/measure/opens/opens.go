@@ -32,7 +32,7 @@ type Open struct {
 }
 
 // maxOpens bounds the files that are remembered.
-const maxOpens = 1 << 18
+const maxOpens = 1 << 17
 
 // readBytes is the buffer for events, of 24 bytes each.
 const readBytes = 64 << 10

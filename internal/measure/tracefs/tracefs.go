@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/measure/clock"
 )
 
 const (
@@ -82,7 +84,7 @@ func Start() (*Instance, error) {
 		return nil, err
 	}
 	removeStale(base)
-	in.dir = filepath.Join(base, "instances", fmt.Sprintf("%s%d-%d-%d", prefix, os.Getpid(), started(os.Getpid()), number.Add(1)))
+	in.dir = filepath.Join(base, "instances", fmt.Sprintf("%s%d-%d-%d", prefix, os.Getpid(), clock.Started(os.Getpid()), number.Add(1)))
 	if err := os.Mkdir(in.dir, 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("make instance of tracefs: %w", err), in.mount.Close())
 	}
@@ -143,27 +145,11 @@ func removeStale(base string) {
 		pid, start, _ := strings.Cut(rest, "-")
 		start, _, _ = strings.Cut(start, "-")
 		n, err := strconv.Atoi(pid)
-		if !ours || err != nil || strconv.FormatUint(started(n), 10) == start {
+		if !ours || err != nil || strconv.FormatUint(clock.Started(n), 10) == start {
 			continue
 		}
 		_ = os.Remove(filepath.Join(base, "instances", e.Name())) // busy: somebody has it open
 	}
-}
-
-// started is when a process was, in ticks since boot; 0 for none.
-func started(pid int) uint64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	at := bytes.LastIndexByte(b, ')')
-	if err != nil || at < 0 {
-		return 0
-	}
-	const field = 19 // of those behind the name
-	fields := strings.Fields(string(b[at+1:]))
-	if len(fields) <= field {
-		return 0
-	}
-	n, _ := strconv.ParseUint(fields[field], 10, 64) // the kernel's
-	return n
 }
 
 func (in *Instance) write(name, value string) error {

@@ -137,7 +137,7 @@ func TestStale(t *testing.T) {
 	defer unix.Close(fd)
 	dir := fmt.Sprintf("/proc/self/fd/%d/instances/", fd)
 	stale := fmt.Sprintf("%s%s%d-1-1", dir, prefix, os.Getpid()) // of a former process of our number
-	live := fmt.Sprintf("%s%s%d-%d-7", dir, prefix, os.Getppid(), started(os.Getppid()))
+	live := fmt.Sprintf("%s%s%d-%d-7", dir, prefix, os.Getppid(), clock.Started(os.Getppid()))
 	for _, d := range []string{stale, live} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			t.Fatal(err)

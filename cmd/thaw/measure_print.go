@@ -1,0 +1,242 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/docker/go-units"
+	"golang.org/x/term"
+
+	"github.com/thaw-project/thaw/internal/measure"
+	"github.com/thaw-project/thaw/internal/profile"
+	"github.com/thaw-project/thaw/internal/profilestore"
+)
+
+// keepRecord puts a record into the store of a state directory.
+func keepRecord(ctx context.Context, root string, r *profile.Record) error {
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("make state directory: %w", err)
+	}
+	_, err := profilestore.New(filepath.Join(root, profilestore.FileName), profilestore.Options{}).Put(ctx, r)
+	return err
+}
+
+// measureProgress shows the runs of a measurement: one line of a terminal that is
+// written again and again, or one a run elsewhere.
+type measureProgress struct {
+	w     io.Writer
+	quiet bool
+	tty   bool
+	shown bool
+}
+
+func newMeasureProgress(w io.Writer, quiet bool) *measureProgress {
+	f, ok := w.(*os.File)
+	return &measureProgress{w: w, quiet: quiet, tty: ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"}
+}
+
+// run shows a run that is over: its phases, and the median so far.
+func (p *measureProgress) run(r measure.Progress) {
+	if p.quiet {
+		return
+	}
+	of := "?"
+	if r.Of > 0 {
+		of = fmt.Sprint(r.Of)
+	}
+	line := fmt.Sprintf("%s %d/%s: ", r.Subject, r.Number, of)
+	if r.Run.Error != "" {
+		line += "failed: " + r.Run.Error
+	} else {
+		var parts []string
+		for _, ph := range r.Run.Phases[:profile.StartPhases] {
+			parts = append(parts, shortPhases[ph.Name]+" "+msOrUnknown(ph.Ms))
+		}
+		line += fmt.Sprintf("%s ms = %s; median %.0f ms", msOrUnknown(r.Run.TotalMs), strings.Join(parts, " + "), r.Median)
+	}
+	if p.tty && r.Run.Error == "" {
+		fmt.Fprint(p.w, "\r\x1b[K"+line)
+		p.shown = true
+		return
+	}
+	p.clear()
+	fmt.Fprintln(p.w, "thaw: "+line)
+}
+
+func (p *measureProgress) clear() {
+	if p.shown {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.shown = false
+	}
+}
+
+var shortPhases = map[string]string{profile.PhaseQueue: "queue", profile.PhasePull: "pull", profile.PhaseRuntimeInit: "init", profile.PhaseDependencyLoad: "dependencies",
+	profile.PhaseBootstrap: "bootstrap", profile.PhaseHealthContainer: "health"}
+
+func msOrUnknown(ms *float64) string {
+	if ms == nil {
+		return "?"
+	}
+	return fmt.Sprintf("%.0f", *ms)
+}
+
+// printMeasured prints a record: a table of phases for each subject, its costliest
+// packages and its first requests, and how the subjects compare.
+func printMeasured(w io.Writer, r *profile.Record) error {
+	for i := range r.Subjects {
+		if err := printSubject(w, &r.Subjects[i]); err != nil {
+			return err
+		}
+	}
+	if len(r.Subjects) == 2 {
+		printCompared(w, &r.Subjects[0], &r.Subjects[1])
+	}
+	for _, s := range r.Signals {
+		if s.Reason != "" {
+			fmt.Fprintf(w, "signal %s: %s\n", s.Name, s.Reason)
+		}
+	}
+	for _, warning := range r.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", warning)
+	}
+	_, err := fmt.Fprintf(w, "record %s\n", r.ID)
+	return err
+}
+
+// packagesShown is how many packages are printed.
+const packagesShown = 12
+
+func printSubject(w io.Writer, s *profile.Subject) error {
+	sum := s.Summarize()
+	fmt.Fprintf(w, "%s (%s, %s%s): %d runs, ready after %.0f ms", s.Name, s.Mode, s.Cold, proven(&sum), sum.Runs, sum.TotalMs.P50)
+	if h := sum.TotalMs.HalfWidth; h != nil {
+		fmt.Fprintf(w, " ± %.0f %%", 100**h)
+	}
+	fmt.Fprintf(w, "\nimage: %s in %d layers, %s unpacked, %d files\n\n", units.HumanSize(float64(s.ImageBytes)), len(s.Layers), units.HumanSize(float64(s.UnpackedBytes)), len(s.Files))
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "phase\tmin\tavg\tmax\tp50\tp90\tp99\tshare\tlazy wait\tread\tfiles\tsource\t")
+	for _, p := range sum.Phases {
+		printPhase(tw, &p)
+	}
+	t := sum.TotalMs
+	if t.N > 0 {
+		fmt.Fprintf(tw, "total\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t\t%s\t%s\t\t\t\n", t.Min, t.Avg, t.Max, t.P50, t.P90, t.P99, some(sum.LazyWaitMs, "%.0f"), humanBytes(sum.NeededBytes))
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	printPackages(w, s)
+	return printRoutes(w, &sum)
+}
+
+// proven says if some runs were not proven to be cold.
+func proven(s *profile.Summary) string {
+	if s.NotCold > 0 {
+		return fmt.Sprintf(" not proven in %d", s.NotCold)
+	}
+	return ""
+}
+
+func printPhase(w io.Writer, p *profile.PhaseSummary) {
+	if p.Ms.N == 0 {
+		reason := ""
+		if len(p.Unknown) > 0 {
+			reason = p.Unknown[0].Reason
+		}
+		fmt.Fprintf(w, "%s\tunknown: %s\n", p.Name, reason)
+		return
+	}
+	share := ""
+	if p.Share != nil {
+		share = fmt.Sprintf("%.0f %%", 100**p.Share)
+	}
+	fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\t%s\t%s\t%s\t%s\t%s (%s)\t\n", p.Name, p.Ms.Min, p.Ms.Avg, p.Ms.Max, p.Ms.P50, p.Ms.P90, p.Ms.P99, share,
+		some(p.LazyWaitMs, "%.1f"), humanBytes(p.Bytes), some(p.Files, "%.0f"), p.Confidence, strings.Join(p.Sources, ","))
+}
+
+// some formats a median, or nothing.
+func some(s profile.Stats, format string) string {
+	if s.N == 0 {
+		return "?"
+	}
+	return fmt.Sprintf(format, s.P50)
+}
+
+func humanBytes(s profile.Stats) string {
+	if s.N == 0 {
+		return "?"
+	}
+	return units.HumanSize(s.P50)
+}
+
+// printPackages prints what the run in the middle loaded before it was ready.
+func printPackages(w io.Writer, s *profile.Subject) {
+	r := medianRun(s)
+	if r == nil {
+		return
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "\nwhat took longest to load, in a run of %.0f ms\n", *r.TotalMs)
+	fmt.Fprintln(tw, "package\tms\tread\tfiles\tphase\t")
+	n := 0
+	for _, p := range r.Packages {
+		if n == packagesShown {
+			break
+		}
+		if p.Phase != profile.PhaseDependencyLoad && p.Phase != profile.PhaseBootstrap && p.Phase != profile.PhaseFirstRequest {
+			continue
+		}
+		n++
+		fmt.Fprintf(tw, "%s\t%.1f\t%s\t%d\t%s\t\n", p.Name, p.Ms, units.HumanSize(float64(p.Bytes)), p.Files, p.Phase)
+	}
+	tw.Flush() // the next write says if this one failed
+}
+
+// medianRun is the run whose time to ready is nearest to the median.
+func medianRun(s *profile.Subject) *profile.Run {
+	series, _ := s.Series(profile.MeasureTotal)
+	if len(series.Values) == 0 {
+		return nil
+	}
+	median, best := profile.Percentile(series.Values, 0.5), 0
+	for i, v := range series.Values {
+		if abs(v-median) < abs(series.Values[best]-median) {
+			best = i
+		}
+	}
+	return &s.Runs[series.Runs[best]]
+}
+
+func abs(f float64) float64 { return max(f, -f) }
+
+func printRoutes(w io.Writer, sum *profile.Summary) error {
+	if len(sum.Routes) > 0 {
+		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(tw, "\nfirst request\tfirst ms\tsteady ms\tpenalty ms\tfiles\tread\twaited ms\t")
+		for _, r := range sum.Routes {
+			fmt.Fprintf(tw, "%s\t%.1f\t%.1f\t%.1f\t%.0f\t%s\t%.1f\t\n", r.Route, r.FirstMs.P50, r.SteadyMs.P50, r.PenaltyMs.P50, r.Files.P50, units.HumanSize(r.Bytes.P50), r.WaitMs.P50)
+		}
+		if err := tw.Flush(); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Fprintln(w)
+	return err
+}
+
+// printCompared says how b compares with a.
+func printCompared(w io.Writer, a, b *profile.Subject) {
+	c := profile.CompareSubjects(a, b)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(tw, "%s\t%s\t%s\tdifference\tverdict of %[2]s\t\n", "", a.Name, b.Name)
+	for _, m := range c.Measures {
+		fmt.Fprintf(tw, "%s\t%.0f\t%.0f\t%+.0f\t%s\t\n", m.Name, m.A.P50, m.B.P50, m.B.P50-m.A.P50, m.Verdict)
+	}
+	tw.Flush() // the next write says if this one failed
+	fmt.Fprintln(w)
+}

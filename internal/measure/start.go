@@ -1,0 +1,412 @@
+package measure
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/measure/clock"
+	"github.com/thaw-project/thaw/internal/measure/gate"
+	"github.com/thaw-project/thaw/internal/profile"
+)
+
+// Route is a request to be made after a container is ready.
+type Route struct {
+	Method string
+	Path   string // of the probe's server, or an http URL
+}
+
+// ParseRoute reads METHOD:PATH, such as GET:/api/x, or PATH alone.
+func ParseRoute(s string) (Route, error) {
+	r := Route{Method: "GET", Path: s}
+	if method, rest, ok := strings.Cut(s, ":"); ok && !strings.HasPrefix(s, "/") && !strings.HasPrefix(rest, "//") {
+		r = Route{Method: strings.ToUpper(method), Path: rest}
+	}
+	u, err := url.Parse(r.Path)
+	if err != nil || !strings.HasPrefix(r.Path, "/") && u.Scheme != "http" && u.Scheme != "https" || r.Method == "" {
+		return r, fmt.Errorf("request %q: want METHOD:/PATH, such as GET:/api/x", s)
+	}
+	return r, nil
+}
+
+func (r Route) String() string { return r.Method + " " + r.Path }
+
+// url is where to ask, on the server that a probe's target names.
+func (r Route) url(target string) string {
+	if !strings.HasPrefix(r.Path, "/") {
+		return r.Path
+	}
+	if u, err := url.Parse(target); err == nil && u.Host != "" && !strings.HasPrefix(target, "tcp:") {
+		return u.Scheme + "://" + u.Host + r.Path
+	}
+	return "http://" + Prober{Target: target}.address() + r.Path
+}
+
+// stopPatience is how long a container and its thaw run may take to end.
+const stopPatience = 10 * time.Second
+
+// started is a container on its way, and what is seen of it.
+type started struct {
+	subject *Subject
+	client  *api.Client
+	target  *Target
+	cmd     *exec.Cmd
+	gate    *gate.Conn
+	stderr  *tail
+	zero    time.Duration // when it was asked for
+	begun   time.Time
+	ended   chan struct{} // closed when thaw run is no more
+	mounted gate.Mounted
+	pages   *pages
+	// waitPaths are the files that each of the run's waits may have been for.
+	waitPaths [][]string
+	created   chan struct{} // closed when pid is known
+
+	mu  sync.Mutex // guards pid
+	pid int
+}
+
+// start begins a start, and returns when the container's root is watched and the
+// container on its way. What is returned is to be stopped, also with an error, unless
+// it is nil.
+func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
+	if err := os.MkdirAll(s.Start.Root, 0o700); err != nil {
+		return nil, err
+	}
+	conn, other, err := gate.Pair()
+	if err != nil {
+		return nil, err
+	}
+	defer other.Close()
+	args := slices.Concat([]string{"--root", s.Start.Root, "run", "--observer-fd", "3", "--ready", s.Start.Ready}, s.Start.ImageFlags, s.Start.RunFlags, []string{s.Start.Image}, s.Start.Args)
+	st := &started{subject: s, client: api.NewClient(s.Start.Root), gate: conn, stderr: &tail{}, ended: make(chan struct{}), created: make(chan struct{})}
+	st.cmd = exec.Command(s.Start.Exe, args...)
+	st.cmd.Args[0] = "thaw"
+	st.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
+	st.cmd.ExtraFiles = []*os.File{other}
+	st.cmd.Stderr = st.stderr
+	st.target = o.Target()
+	st.begun, st.zero = time.Now(), clock.Now()
+	if err := st.cmd.Start(); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("start thaw run: %w", err)
+	}
+	other.Close() // so that its end is seen
+	go func() {
+		defer close(st.ended)
+		_ = st.cmd.Wait() // what it said tells more
+	}()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	m, err := conn.Receive()
+	if err == nil && m.Mounted == nil {
+		err = fmt.Errorf("it said %+v first", m)
+	}
+	if err != nil {
+		return st, st.failed(ctx, err)
+	}
+	st.mounted = *m.Mounted
+	st.target.WatchRoot(st.mounted.Dir)
+	st.target.ListenAt(Prober{Target: s.Start.Ready}.Port())
+	if err := conn.Send(gate.Message{Go: true}); err != nil {
+		return st, st.failed(ctx, err)
+	}
+	st.pages = newPages(st.mounted.Dir)
+	go st.follow()
+	return st, nil
+}
+
+// follow takes what thaw run says of its container.
+func (st *started) follow() {
+	for {
+		m, err := st.gate.Receive()
+		if err != nil {
+			return
+		}
+		if m.Created != nil {
+			st.mu.Lock()
+			st.pid = m.Created.Pid
+			st.mu.Unlock()
+			st.target.Follow(m.Created.Pid)
+			close(st.created)
+			return
+		}
+	}
+}
+
+func (st *started) container() int {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.pid
+}
+
+// failed says why a start did not go on: what thaw run said of it.
+func (st *started) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	select {
+	case <-st.ended:
+	case <-time.After(time.Second):
+	}
+	if said := strings.TrimPrefix(st.stderr.String(), "thaw: error: "); said != "" {
+		return fmt.Errorf("thaw run: %s", said)
+	}
+	return fmt.Errorf("thaw run: %w", err)
+}
+
+// waitReady probes until the container answers.
+func (st *started) waitReady(ctx context.Context) (Answer, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, st.subject.ReadyTimeout, fmt.Errorf("it was not ready within %v", st.subject.ReadyTimeout))
+	defer cancel()
+	watched := make(chan struct{})
+	defer func() { cancel(); <-watched }()
+	go func() {
+		defer close(watched)
+		select {
+		case <-st.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	a, err := Prober{Target: st.subject.Start.Ready}.Wait(ctx)
+	if err == nil {
+		return a, st.gate.Send(gate.Message{Ready: st.begun.Add(a.At - st.zero)})
+	}
+	select {
+	case <-st.ended:
+		return a, st.failed(context.WithoutCancel(ctx), errors.New("it ended before it was ready"))
+	default:
+		return a, err
+	}
+}
+
+// stop ends the container.
+func (st *started) stop(ctx context.Context) error {
+	pid := st.container()
+	if pid > 1 {
+		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself; not every first process minds SIGTERM
+	}
+	_ = st.cmd.Process.Signal(unix.SIGTERM) // ends a run that has no container yet
+	var err error
+	select {
+	case <-st.ended:
+	case <-time.After(stopPatience):
+		_ = st.cmd.Process.Kill()
+		<-st.ended
+		err = errors.New("end thaw run: it did not end, and was killed")
+	}
+	st.gate.Close()
+	return errors.Join(err, st.target.Close())
+}
+
+// paths are the files that were opened so far.
+func (st *started) paths() []string {
+	var all []string
+	for _, o := range st.target.Opens() {
+		all = append(all, o.Path)
+	}
+	return all
+}
+
+// measure does what is to be done with a container that is on its way, and returns what
+// was seen. The run may be there also with an error.
+func (st *started) measure(ctx context.Context) (*profile.Run, error) {
+	run := &profile.Run{Begun: st.begun.UTC().Round(0), Container: st.mounted.ID, Waits: []profile.Wait{}}
+	run.Events = append(run.Events, profile.Event{Name: profile.EventRequested, Source: profile.SignalTimeline, Confidence: profile.Measured})
+	answer, err := st.waitReady(ctx)
+	if err != nil {
+		st.fill(ctx, run)
+		return run, err
+	}
+	ready := profile.Event{Name: profile.EventReady, AtMs: since(st.zero, answer.At), Source: profile.SignalProbe, Confidence: profile.Measured, Detail: st.subject.Start.Ready,
+		PrecisionMs: milliseconds(probeEvery)}
+	if answer.Denied > 0 {
+		ready.Detail += fmt.Sprintf(", after %d answers that were not good", answer.Denied)
+	}
+	run.Events = append(run.Events, ready)
+	st.cost(ctx, run)
+	run.Cost.NeededBytes = st.pages.look(st.paths())
+	err = st.requests(ctx, run)
+	if err == nil && st.subject.WaitComplete {
+		_, err = st.client.WaitComplete(ctx, st.mounted.ID)
+	}
+	st.fill(ctx, run)
+	return run, cmp.Or(err, ctx.Err())
+}
+
+// cost notes what the start took until it was ready.
+func (st *started) cost(ctx context.Context, run *profile.Run) {
+	c := &profile.Cost{}
+	run.Cost = c
+	if used, throttled, ok := cpuUse(st.container()); ok {
+		c.CPUMs, c.ThrottledMs = used.Milliseconds(), throttled.Milliseconds()
+	}
+	m, err := st.client.Inspect(ctx, st.mounted.ID)
+	if err != nil {
+		run.Warnings = append(run.Warnings, "what the start cost is not known: "+err.Error())
+		return
+	}
+	c.NetworkBytes, c.Requests, c.RegistryBytes = m.Stats.NetworkBytes, m.Stats.Requests, m.Stats.FetchedBytes
+}
+
+// requests makes each route's requests, one after the other.
+func (st *started) requests(ctx context.Context, run *profile.Run) error {
+	p := Prober{Target: st.subject.Start.Ready}
+	for _, route := range st.subject.Routes {
+		for n := 1; n <= st.subject.Repeat; n++ {
+			begun, ended, status, err := p.Request(ctx, route.Method, route.url(st.subject.Start.Ready))
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			q := profile.Request{Route: route.String(), N: n, StartMs: since(st.zero, begun), EndMs: since(st.zero, ended), Status: status}
+			if err != nil {
+				q.Error = err.Error()
+			}
+			run.Requests = append(run.Requests, q)
+			if len(run.Requests) == 1 {
+				run.Events = append(run.Events, profile.Event{Name: profile.EventFirstRequest, AtMs: q.EndMs, Source: profile.SignalProbe, Confidence: profile.Measured, Detail: q.Route})
+			}
+		}
+	}
+	if n := len(run.Requests); n > 0 {
+		run.Events = append(run.Events, profile.Event{Name: profile.EventSteady, AtMs: run.Requests[n-1].EndMs, Source: profile.SignalProbe, Confidence: profile.Measured})
+	}
+	return nil
+}
+
+// fill completes a run by what thaw's daemon and the observer know, and derives its
+// phases.
+func (st *started) fill(ctx context.Context, run *profile.Run) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	defer cancel()
+	if st.mounted.ID != "" {
+		st.fillFromDaemon(ctx, run)
+	}
+	st.target.Fill(run, st.zero)
+	if st.pages != nil {
+		st.pages.look(st.paths())
+		for i := range run.Reads {
+			run.Reads[i].Bytes = st.pages.bytes[run.Reads[i].Path]
+		}
+	}
+	st.fillStarted(run)
+	st.nameWaits(run)
+	profile.Derive(run)
+}
+
+// nameWaits says which file each wait was for: of those that lie there the one that was
+// opened last before, or else the first.
+func (st *started) nameWaits(run *profile.Run) {
+	opened := map[string]float64{}
+	for _, r := range run.Reads {
+		opened[r.Path] = r.AtMs
+	}
+	for i := range run.Waits {
+		w := &run.Waits[i]
+		last := math.Inf(-1)
+		for n, path := range st.waitPaths[i] {
+			at, ok := opened[path]
+			if n == 0 || ok && at <= w.EndMs && at > last {
+				w.Path = path
+			}
+			if ok && at <= w.EndMs {
+				last = max(last, at)
+			}
+		}
+	}
+}
+
+// fillFromDaemon takes the start's phases and waits from thaw's daemon.
+func (st *started) fillFromDaemon(ctx context.Context, run *profile.Run) {
+	at := func(t time.Time) float64 { return milliseconds(t.Round(0).Sub(st.begun.Round(0))) }
+	m, err := st.client.Inspect(ctx, st.mounted.ID)
+	if err != nil {
+		run.Waits = nil
+		run.Warnings = append(run.Warnings, "thaw's daemon says nothing: "+err.Error())
+		return
+	}
+	add := func(name string, t time.Time, detail string) {
+		run.Events = append(run.Events, profile.Event{Name: name, AtMs: at(t), Source: profile.SignalTimeline, Confidence: profile.Measured, Detail: detail})
+	}
+	for i, p := range m.Phases {
+		if i == 0 {
+			add(profile.EventPullStart, p.Start, "")
+		}
+		switch p.Name {
+		case "mount":
+			add(profile.EventPullEnd, p.End, m.Mode+", index: "+m.Index)
+		case "create":
+			add(profile.EventCreated, p.End, "")
+		}
+	}
+	if m.Stats.Complete && !m.Stats.CompletedAt.IsZero() {
+		add(profile.EventHydrated, m.Stats.CompletedAt, "")
+		if run.Cost != nil {
+			run.Cost.CompleteBytes = m.Stats.NetworkBytes
+		}
+	}
+	waits, err := st.client.Waits(ctx, st.mounted.ID)
+	if err != nil {
+		run.Waits = nil
+		run.Warnings = append(run.Warnings, "waits are not known: "+err.Error())
+		return
+	}
+	for _, w := range waits {
+		begun := at(w.Start)
+		run.Waits = append(run.Waits, profile.Wait{StartMs: begun, EndMs: max(begun, at(w.End)), Layer: w.Layer.String(), Bytes: w.Bytes})
+		st.waitPaths = append(st.waitPaths, w.Paths)
+	}
+}
+
+// fillStarted takes thaw run's word for when the program was executed, where nobody saw
+// that: the runtime has said by then that it was.
+func (st *started) fillStarted(run *profile.Run) {
+	if run.Event(profile.EventStarted) != nil {
+		return
+	}
+	m, err := st.client.Inspect(context.Background(), st.mounted.ID)
+	if err != nil {
+		return
+	}
+	for _, p := range m.Phases {
+		if p.Name == "start" {
+			run.Events = append(run.Events, profile.Event{Name: profile.EventStarted, AtMs: milliseconds(p.End.Round(0).Sub(st.begun.Round(0))), Source: profile.SignalTimeline,
+				Confidence: profile.Estimated, PrecisionMs: 10})
+		}
+	}
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu sync.Mutex // guards b
+	b  []byte
+}
+
+// tailBytes is how much is kept, for an error's message.
+const tailBytes = 4 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.b = append(t.b, p...)
+	t.b = t.b[max(0, len(t.b)-tailBytes):]
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return strings.TrimSpace(string(t.b))
+}
