@@ -21,6 +21,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/cloud"
 	"github.com/thaw-project/thaw/internal/cloud/aws"
+	"github.com/thaw-project/thaw/internal/cloud/kube"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/lab"
 	"github.com/thaw-project/thaw/internal/mount"
@@ -52,7 +53,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if filepath.Base(os.Args[0]) == cloud.Program {
-		if err := cloud.Serve(context.Background(), os.Stdin, os.Stdout, map[string]cloud.Handler{cloud.CallMetrics: aws.Metrics}); err != nil {
+		if err := cloud.Serve(context.Background(), os.Stdin, os.Stdout, map[string]cloud.Handler{cloud.CallMetrics: aws.Metrics, cloud.CallECS: aws.ECS, cloud.CallKubernetes: kube.Pods}); err != nil {
 			panic(err)
 		}
 		return
