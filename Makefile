@@ -9,7 +9,7 @@ export THAW_CORPUS ?= /var/cache/thaw/corpus
 export THAW_CONTAINERD ?= /var/cache/thaw/containerd
 
 # What tests may not skip: see internal/testenv.
-REQUIRE ?= root,fanotify,fuse,runtime,corpus,containerd,tool
+REQUIRE ?= root,fanotify,fuse,runtime,corpus,containerd,browser,tool
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOTEST ?= go test
 TEST_PACKAGES ?= ./...

@@ -4,7 +4,7 @@
 // asks here. Where it is missing the test is skipped with the reason; a need
 // named in THAW_REQUIRE (comma separated) fails the test instead, so that CI
 // cannot lose tests silently. Needs are: root, fanotify, fuse, runtime, corpus,
-// containerd, and tool for all other external programs.
+// containerd, browser, and tool for all other external programs.
 package testenv
 
 import (
@@ -116,6 +116,18 @@ func NeedTool(t testing.TB, name string) {
 	if _, err := exec.LookPath(name); err != nil {
 		missing(t, "tool", "needs the program "+name)
 	}
+}
+
+// NeedBrowser skips unless a Chromium is installed and returns its program.
+func NeedBrowser(t testing.TB) string {
+	t.Helper()
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	missing(t, "browser", "needs chromium")
+	return ""
 }
 
 // Corpus returns the directory that holds the OCI layout of real images
