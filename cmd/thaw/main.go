@@ -80,7 +80,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "thaw: interrupted")
 		return exitInterrupted
 	}
-	report(stderr, err)
+	sayError(stderr, err)
 	var usage usageError
 	switch {
 	case exit != nil:
@@ -91,8 +91,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return exitFailed
 }
 
-// report tells the user what went wrong and, where it is known, the way out.
-func report(w io.Writer, err error) {
+// sayError tells the user what went wrong and, where it is known, the way out.
+func sayError(w io.Writer, err error) {
 	fmt.Fprintf(w, "thaw: error: %v\n", err)
 	var e *api.Error
 	if errors.As(err, &e) && e.Hint != "" {
@@ -130,7 +130,7 @@ on the container's exit code (see thaw run --help).`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	group(cmd, newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
-		newCacheCommand(&g), newInstallCommand(&g), newUninstallCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newTopCommand(&g), newWhyCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand(), newHealthCommand(),
+		newCacheCommand(&g), newInstallCommand(&g), newUninstallCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newTopCommand(&g), newWhyCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand(), newHealthCommand(), newReportCommand(&g),
 		newMeasureCommand(&g), newEmitCommand(&g))
 	exitCodes(cmd)
 	return cmd
