@@ -230,3 +230,58 @@ func TestEmitCloudWatch(t *testing.T) {
 		t.Errorf("denied: %d, %s", code, stderr)
 	}
 }
+
+// TestColdStartMetrics: the daemon counts its containers' starts, tells a series as 0 first,
+// and what it says of how long they took is what thaw run says.
+func TestColdStartMetrics(t *testing.T) {
+	t.Parallel()
+	addr := "127.0.0.1:" + freePort(t)
+	n, ref := newRunNode(t, "metrics = \""+addr+"\"")
+	first := n.timelineOf(ref)
+	m := n.scrape(addr)
+	if m["coldstart_seconds"] == nil || m.value("coldstart_seconds") != 0 || m.value("coldstart_starts_total") != 0 {
+		t.Errorf("a series that was never told: %v", m["coldstart_seconds"])
+	}
+	second := n.timelineOf(ref)
+	if r := n.run("--ready", "tcp:127.0.0.1:1", "--entrypoint", "sh", ref, "-c", "exit 3"); r.code != 3 {
+		t.Fatal(r)
+	}
+	n.refuses(125, "", n.runArgs(ref+"-none")...)
+	n.scrape(addr) // of series that came since
+	m = n.scrape(addr)
+	for _, c := range []struct {
+		metric string
+		labels []string
+		want   float64
+	}{
+		{"coldstart_starts_total", []string{"service=nginx"}, 3},
+		{"coldstart_starts_total", []string{"service=nginx", "mode=lazy", "cold=L0"}, 1},
+		{"coldstart_starts_total", []string{"service=nginx", "mode=lazy", "cold=unknown"}, 2},
+		{"coldstart_failures_total", []string{"service=nginx"}, 1},
+		{"coldstart_failures_total", []string{"service=nginx-none"}, 1},
+		{"coldstart_seconds", []string{"service=nginx"}, 2},
+		{"coldstart_phase_seconds", []string{"service=nginx", "phase=queue"}, 2},
+		{"coldstart_phase_seconds", []string{"service=nginx", "phase=image_pull"}, 2},
+		{"coldstart_phase_seconds", []string{"service=nginx", "phase=runtime_init"}, 2},
+		{"coldstart_phase_seconds", []string{"service=nginx", "phase=dependency_load"}, 0},
+	} {
+		if got := m.value(c.metric, c.labels...); got != c.want {
+			t.Errorf("%s%v is %v, want %v", c.metric, c.labels, got, c.want)
+		}
+	}
+	sum, phases := 0.0, 0.0
+	for _, one := range m["coldstart_seconds"].Metric {
+		sum += one.Histogram.GetSampleSum()
+	}
+	for _, one := range m["coldstart_phase_seconds"].Metric {
+		for _, l := range one.Label {
+			if l.GetName() == "phase" && l.GetValue() != "hydration" {
+				phases += one.Histogram.GetSampleSum()
+			}
+		}
+	}
+	want := (*first.ReadyMs + *second.ReadyMs) / 1000
+	if sum < want-0.001 || sum > want+0.001 || phases <= 0 || phases >= sum {
+		t.Errorf("two starts took %g s, phases of them %g; thaw run says %g", sum, phases, want)
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/emit"
 	"github.com/thaw-project/thaw/internal/metrics"
 	"github.com/thaw-project/thaw/internal/registry"
 )
@@ -56,6 +57,7 @@ type counts struct {
 	failed         [failures]atomic.Int64
 	bundles, pulls registry.Counter // what start-up bundles, and layers without an index, brought
 	phases         map[string]*metrics.Histogram
+	starts         emit.Collector
 
 	mu     sync.Mutex // guards what follows
 	mounts map[[2]string]int64
@@ -151,6 +153,7 @@ func (d *Daemon) gather(s *metrics.Set) {
 	for reason, n := range d.fallbacks.Counts() {
 		s.Counter("thaw_fallbacks_total", "What was not mounted the best way, by reason.", float64(n), label("reason", string(reason)))
 	}
+	c.starts.Gather(s)
 	for name, h := range c.phases {
 		h.Put(s, "thaw_start_phase_seconds", "How long phases of starts took.", label("phase", name))
 	}

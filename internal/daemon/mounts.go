@@ -59,9 +59,11 @@ type mounted struct {
 	counter registry.Counter
 	base    int64                    // compressed bytes that its layers had fetched before
 	before  map[*layer]hydrate.Waits // of readers of its layers before; of other mounts, then
-	pulled  atomic.Int64             // and those that passed to make its index
-	cancel  context.CancelFunc
-	gone    chan struct{} // closed when it is unmounted
+	// foundBytes is what of its layers was here before it was mounted.
+	foundBytes int64
+	pulled     atomic.Int64 // and those that passed to make its index
+	cancel     context.CancelFunc
+	gone       chan struct{} // closed when it is unmounted
 
 	asked     time.Time // when the mount was asked for
 	cgroup    string    // of its container
@@ -77,6 +79,7 @@ type mounted struct {
 	news       chan struct{} // told of new times; nil when nobody follows its start
 	complete   bool
 	doneAt     time.Time
+	counted    bool // its start is in the metrics
 	err        error
 }
 
@@ -289,6 +292,9 @@ func (d *Daemon) useLayers(ctx context.Context, m *mounted) error {
 		}
 		m.layers = append(m.layers, l)
 		m.base += l.hydrate.FetchedBytes()
+		if m.Origin != originBuilt { // else they came just now
+			m.foundBytes += l.store.HaveBytes()
+		}
 		if w := l.hydrate.Waits(); w.Count() > 0 {
 			if m.before == nil {
 				m.before = map[*layer]hydrate.Waits{}
@@ -404,6 +410,9 @@ func (d *Daemon) followCompletion(ctx context.Context, m *mounted) {
 	m.mu.Lock()
 	m.complete, m.err, m.doneAt = err == nil, err, time.Now()
 	completion := m.completion()
+	if err == nil {
+		d.countHydration(m, completion.End.Sub(completion.Start))
+	}
 	m.mu.Unlock()
 	if err == nil {
 		d.counts.phase(completion.Name, completion.End.Sub(completion.Start))
@@ -512,6 +521,7 @@ func (d *Daemon) unmount(ctx context.Context, m *mounted) error {
 	ended.Ended = time.Now()
 	m.mu.Lock()
 	m.ended = ended
+	d.countEnd(m)
 	m.mu.Unlock()
 	err := d.takeDown(ctx, m)
 	d.ended.Add(*ended)

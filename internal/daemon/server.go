@@ -169,6 +169,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 			if ctx.Err() == nil {
 				d.counts.fail(failMount)
 				d.startFailed(req, t, begun, err)
+				d.countFailure(req, err)
 			}
 			return nil, err
 		}

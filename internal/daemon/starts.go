@@ -100,6 +100,7 @@ func (d *Daemon) told(m *mounted, t api.Times) {
 	before := len(m.containerPhases())
 	m.times = t
 	now := m.containerPhases()
+	d.countStart(m)
 	if m.news != nil {
 		close(m.news)
 		m.news = make(chan struct{})
