@@ -30,6 +30,7 @@ test tar tar
 test bsdtar libarchive-tools
 test fsck.erofs erofs-utils
 test umoci umoci
+test strace strace
 test chromium chromium
 containerd /usr/lib/cni/host-local containernetworking-plugins
 check shellcheck shellcheck

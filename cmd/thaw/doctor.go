@@ -15,8 +15,10 @@ import (
 	"github.com/thaw-project/thaw/internal/container"
 	"github.com/thaw-project/thaw/internal/daemon"
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/measure"
 	"github.com/thaw-project/thaw/internal/mount/fanotify"
 	"github.com/thaw-project/thaw/internal/mount/fuse"
+	"github.com/thaw-project/thaw/internal/profile"
 )
 
 // check is one thing that doctor looked at.
@@ -107,7 +109,25 @@ func diagnose(ctx context.Context, cfg config.Config) *diagnosis {
 		add("OCI runtime", stateOK, name, "")
 	}
 	add("cgroups", stateOK, cgroupKind(), "")
+	if os.Geteuid() == 0 {
+		checkMeasuring(existing, add)
+	}
 	return d
+}
+
+// checkMeasuring says what thaw measure can see here. It does without what is missing.
+func checkMeasuring(dir string, add func(name, state, detail, hint string)) {
+	what := map[string]string{profile.SignalOpens: "which files a container opens (fanotify)", profile.SignalTracefs: "when it is executed, listens and accepts (tracefs)",
+		profile.SignalProc: "when it listens (/proc)"}
+	for _, s := range measure.Signals(dir) {
+		detail := what[s.Name]
+		switch {
+		case s.Used && s.Reason == "":
+			add("measure: "+s.Name, stateOK, detail, "")
+		case s.Name != profile.SignalProc:
+			add("measure: "+s.Name, stateWarning, "not seen: "+detail+": "+s.Reason, "thaw measure does without, and phases that need it are unknown or less exact")
+		}
+	}
 }
 
 // checkRoom compares the disk with the limits of the configuration.

@@ -2,12 +2,17 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -136,6 +141,85 @@ func TestMeasure(t *testing.T) {
 	}
 }
 
+// straced are the system calls of a process by strace -ttt -T: when they ended.
+func straced(t testing.TB, file, call, text string) (time.Time, bool) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		at, rest, _ := strings.Cut(line, " ")
+		if !strings.HasPrefix(rest, call) || !strings.Contains(rest, text) {
+			continue
+		}
+		begun, err := strconv.ParseFloat(at, 64)
+		open := strings.LastIndex(rest, "<")
+		if err != nil || open < 0 {
+			t.Fatalf("line of strace %q: %v", line, err)
+		}
+		took, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest[open+1:]), ">"), 64)
+		if err != nil {
+			t.Fatalf("line of strace %q: %v", line, err)
+		}
+		return time.UnixMicro(int64((begun + took) * 1e6)), true
+	}
+	return time.Time{}, false
+}
+
+// TestMeasureStrace: strace sees the same start at the same times. It holds everything up,
+// itself too on a busy machine, so some attempts may disagree.
+func TestMeasureStrace(t *testing.T) {
+	testenv.NeedRuntime(t)
+	testenv.NeedTool(t, "strace")
+	const attempts, within = 5, 10 * time.Millisecond
+	n := newNode(t)
+	for attempt := 1; ; attempt++ {
+		dir, args := n.mkdir(), n.measureArgs("node", "/health/ready", "--net", "none", "--runs", "1", "--json")
+		cmd := n.command(args...)
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := filepath.Join(dir, "o")
+		strace := exec.Command("strace", slices.Concat([]string{"-ff", "--seccomp-bpf", "-ttt", "-T", "-s", "40", "-e", "trace=execve,listen,write,writev", "-o", out, exe}, cmd.Args[1:])...)
+		strace.Env, strace.Dir = cmd.Env, cmd.Dir
+		b, err := strace.Output()
+		if err != nil {
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				b = exit.Stderr
+			}
+			t.Fatalf("%v: %s", err, b)
+		}
+		rec, err := profile.Decode(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &rec.Subjects[0].Runs[0]
+		startKnown(t, r)
+		file := fmt.Sprintf("%s.%d", out, r.Processes[0].Pid)
+		agree := true
+		for _, e := range []struct{ name, call, text string }{
+			{profile.EventStarted, "execve(", "/node"}, {profile.EventListen, "listen(", ""}, {profile.EventReady, "write", "HTTP/1.1 200"},
+		} {
+			at, ok := straced(t, file, e.call, e.text)
+			if !ok {
+				t.Fatalf("strace has no %s(%s)", e.call, e.text)
+			}
+			off := r.Begun.Add(time.Duration(r.Event(e.name).AtMs * float64(time.Millisecond))).Sub(at)
+			t.Logf("attempt %d: %s is %v later than strace has it", attempt, e.name, off)
+			agree = agree && off.Abs() <= within
+		}
+		if agree {
+			return
+		}
+		if attempt == attempts {
+			t.Fatalf("no attempt of %d agreed within %v", attempts, within)
+		}
+	}
+}
+
 // slowServer is the corpus's node application with a sleep where SLEEP says.
 const slowServer = `
 const sleep = ms => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
@@ -221,6 +305,12 @@ func TestMeasureEnds(t *testing.T) {
 	}
 	p.signal(unix.SIGKILL)
 	p.wait()
+	instances := fmt.Sprintf("/sys/kernel/tracing/instances/thaw-measure-%d-*", p.cmd.Process.Pid)
+	if _, err := os.Stat("/sys/kernel/tracing/instances"); err == nil {
+		if left, _ := filepath.Glob(instances); len(left) != 1 {
+			t.Errorf("killed, it left %v", left)
+		}
+	}
 	n.eventually("what it started to observe has ended by itself", func() bool {
 		return len(n.pids(" run ")) == 0 && len(n.pids(" lab ")) == 0
 	})
@@ -229,6 +319,9 @@ func TestMeasureEnds(t *testing.T) {
 	}
 	n.refuses(exitFailed, "thaw run: ", append(n.measureArgs("nginx", "/ready", "--net", "fast", "--runs", "1"), "--", "/bin/false")...)
 	n.measureLeft()
+	if left, _ := filepath.Glob(instances); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 	if left := n.pids(" daemon "); len(left) > 0 {
 		t.Errorf("daemons are left: %v", left)
 	}

@@ -44,6 +44,7 @@ type measureOptions struct {
 	requests     []string
 	repeat       int
 	waitComplete bool
+	overhead     bool
 	net          string
 	mount        string
 	plainHTTP    bool
@@ -127,6 +128,7 @@ not as cold as it had to be, or something was missed), 4 not allowed here, 130 i
 	f.StringArrayVar(&opts.requests, "request", nil, "request to make once it is ready: METHOD:/PATH; repeatable")
 	f.IntVar(&opts.repeat, "repeat", 8, "how often each request is made")
 	f.BoolVar(&opts.waitComplete, "wait-complete", false, "follow each start until all of the image is here")
+	f.BoolVar(&opts.overhead, "overhead", false, "also start it unobserved, run by run, to say what observing costs")
 	f.StringVar(&opts.net, "net", "cloud", "network of the lab registry: "+strings.Join(lab.Profiles, ", "))
 	f.StringVar(&opts.mount, "mount", api.ModeAuto, "how lazy modes mount: auto, fanotify, fuse")
 	f.BoolVar(&opts.plainHTTP, "plain-http", false, "speak plain http to the image's registry")
@@ -167,6 +169,8 @@ func (o *measureOptions) check() error {
 		return usageError{fmt.Errorf("--mode %q: use %s", o.mode, strings.Join(modes[1:], ", "))}
 	case !slices.Contains(modes, o.compareMode):
 		return usageError{fmt.Errorf("--compare-mode %q: use %s", o.compareMode, strings.Join(modes[1:], ", "))}
+	case o.overhead && (o.compare != "" || o.compareMode != ""):
+		return usageError{errors.New("--overhead or --compare, not both")}
 	case o.repeat < 1:
 		return usageError{fmt.Errorf("--repeat %d: want at least one", o.repeat)}
 	case o.readyTimeout <= 0:
@@ -240,7 +244,10 @@ func (o *measureOptions) routes() ([]measure.Route, error) {
 }
 
 // measured is one image and mode of a measurement.
-type measured struct{ name, image, mode string }
+type measured struct {
+	name, image, mode string
+	unobserved        bool
+}
 
 // subjects are what is measured, with names that differ.
 func (o *measureOptions) subjects() []measured {
@@ -255,6 +262,10 @@ func (o *measureOptions) subjects() []measured {
 		image := cmp.Or(o.compare, o.image)
 		all = append(all, measured{image: image, mode: mode(image, cmp.Or(o.compareMode, o.mode))})
 	}
+	if o.overhead {
+		all = append(all, all[0])
+		all[1].unobserved = true
+	}
 	for i := range all {
 		all[i].name = shortName(all[i].image)
 		if len(all) > 1 && all[0].mode != all[1].mode {
@@ -264,6 +275,9 @@ func (o *measureOptions) subjects() []measured {
 	if len(all) > 1 && all[0].name == all[1].name {
 		if all[0].image != all[1].image {
 			all[0].name, all[1].name = all[0].image, all[1].image
+		}
+		if o.overhead {
+			all[1].name += " unobserved"
 		}
 		if all[0].name == all[1].name { // the same twice shows how much runs differ by themselves
 			all[1].name += " again"
@@ -358,7 +372,7 @@ func (m *measurer) list(ctx context.Context) ([]*measure.Subject, error) {
 		}
 		start, registry := b.options(one.mode)
 		s := &measure.Subject{Name: one.name, Image: one.image, Mode: one.mode, Cold: m.cold, Start: start, Registry: registry, Routes: routes, Repeat: m.repeat,
-			WaitComplete: m.waitComplete, ReadyTimeout: m.readyTimeout}
+			WaitComplete: m.waitComplete, Unobserved: one.unobserved, ReadyTimeout: m.readyTimeout}
 		all = append(all, s)
 	}
 	return all, nil

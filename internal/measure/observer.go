@@ -38,6 +38,21 @@ func (o *Observer) Close() error {
 	return o.trace.Close()
 }
 
+// pause stops tracing, for a start that nothing is to look at.
+func (o *Observer) pause() error {
+	if o.trace == nil {
+		return nil
+	}
+	return o.trace.Pause()
+}
+
+func (o *Observer) resume() error {
+	if o.trace == nil {
+		return nil
+	}
+	return o.trace.Resume()
+}
+
 // Target begins to observe one container, with what is known of it.
 func (o *Observer) Target() *Target { return &Target{observer: o} }
 

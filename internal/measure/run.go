@@ -27,6 +27,7 @@ type Subject struct {
 	Routes       []Route           // requests after it is ready
 	Repeat       int               // of each
 	WaitComplete bool              // follow each run until all of the image is here
+	Unobserved   bool              // start it without looking at what it opens and executes
 	ReadyTimeout time.Duration
 
 	pulled bool
@@ -201,6 +202,12 @@ func (m *measurement) observe(ctx context.Context, s *Subject, to *profile.Subje
 	if err != nil {
 		return nil, err
 	}
+	if s.Unobserved {
+		if err := m.observer.pause(); err != nil {
+			return nil, errors.Join(err, backed.Close())
+		}
+		defer func() { err = errors.Join(err, m.observer.resume()) }()
+	}
 	st, err := s.start(ctx, m.observer)
 	if err == nil {
 		run, err = st.measure(ctx)
@@ -212,7 +219,9 @@ func (m *measurement) observe(ctx context.Context, s *Subject, to *profile.Subje
 		err = &startError{err}
 	}
 	if st != nil {
-		m.signals(st, run)
+		if !s.Unobserved {
+			m.signals(st, run)
+		}
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanTimeout)
 		defer cancel()
 		err = errors.Join(err, st.stop(clean))

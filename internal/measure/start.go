@@ -117,8 +117,10 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 		return st, st.failed(ctx, err)
 	}
 	st.mounted = *m.Mounted
-	st.target.WatchRoot(st.mounted.Dir)
-	st.target.ListenAt(Prober{Target: s.Start.Ready}.Port())
+	if !s.Unobserved {
+		st.target.WatchRoot(st.mounted.Dir)
+		st.target.ListenAt(Prober{Target: s.Start.Ready}.Port())
+	}
 	if err := conn.Send(gate.Message{Go: true}); err != nil {
 		return st, st.failed(ctx, err)
 	}

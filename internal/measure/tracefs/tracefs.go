@@ -262,6 +262,12 @@ func (in *Instance) Incomplete() bool { return in.incomplete.Load() }
 // Accepts reports whether accepted connections are among the events.
 func (in *Instance) Accepts() bool { return in.accepts }
 
+// Pause stops tracing until Resume; what happens meanwhile is not seen.
+func (in *Instance) Pause() error { return in.write("tracing_on", "0") }
+
+// Resume goes on.
+func (in *Instance) Resume() error { return in.write("tracing_on", "1") }
+
 // Close ends the trace and removes it.
 func (in *Instance) Close() error {
 	close(in.stop)
