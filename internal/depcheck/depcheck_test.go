@@ -28,7 +28,7 @@ var floors = []struct {
 }{
 	{"words", []string{"./deploy", "./internal/oci", "./internal/config", "./internal/testenv", "./internal/testenv/browser", "./internal/powercut", "./internal/fallback"}},
 	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
-		"./internal/trace", "./internal/health", "./internal/profile", "./internal/profile/profiletest"}},
+		"./internal/trace", "./internal/health", "./internal/profile", "./internal/profile/profiletest", "./internal/profile/waterfall"}},
 	{"index", []string{"./internal/index"}},
 	{"sources", []string{"./internal/sources", "./internal/sources/ecs", "./internal/sources/kubernetes", "./internal/sources/containerd"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/profilestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd", "./internal/report"}},

@@ -2,7 +2,9 @@ package profile
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -418,4 +420,35 @@ func CompareSubjects(a, b *Subject) SubjectComparison {
 		out.Measures = append(out.Measures, MeasureComparison{name, sa.Unit, Compare(sa.Values, sb.Values)})
 	}
 	return out
+}
+
+// Unlike says what else differs between two subjects of records, so that a difference of
+// their times may come of it.
+func Unlike(ra, rb *Record, a, b *Subject) []string {
+	var out []string
+	differ := func(what, x, y string) {
+		if x != y && x != "" && y != "" {
+			out = append(out, fmt.Sprintf("%s differ: %s and %s", what, x, y))
+		}
+	}
+	if ra != rb {
+		differ("kernels", ra.Machine.Kernel, rb.Machine.Kernel)
+		differ("CPUs", count(ra.Machine.CPUs), count(rb.Machine.CPUs))
+		differ("networks", ra.Network.Name, rb.Network.Name)
+		differ("sources", ra.Source, rb.Source)
+	}
+	differ("levels of coldness", a.Cold, b.Cold)
+	for _, s := range []*Subject{a, b} {
+		if sum := s.Summarize(); sum.NotCold > 0 && s.Cold != "" {
+			out = append(out, fmt.Sprintf("%s: %d of %s not proven to be as cold as they should be", s.Name, sum.NotCold, runs(sum.Runs)))
+		}
+	}
+	return out
+}
+
+func count(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
 }
