@@ -82,7 +82,7 @@ func (o *emitOptions) records(cmd *cobra.Command, g *globalOptions, runs []strin
 	}
 	var all []*profile.Record
 	for _, name := range runs {
-		r, err := readRecord(cmd, g, name)
+		r, err := g.record(cmd, name)
 		if err != nil {
 			return nil, err
 		}
@@ -301,21 +301,4 @@ func putMetrics(cmd *cobra.Command, m cloud.Metrics) error {
 		return &api.Error{Message: refused.Message, Hint: refused.Hint}
 	}
 	return err
-}
-
-// readRecord is the record of a RUN.
-func readRecord(cmd *cobra.Command, _ *globalOptions, name string) (*profile.Record, error) {
-	if name == "-" {
-		return profile.DecodeFrom(cmd.InOrStdin())
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, fmt.Errorf("read record: %w", err)
-	}
-	defer f.Close()
-	r, err := profile.DecodeFrom(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return r, nil
 }

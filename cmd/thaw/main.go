@@ -131,7 +131,7 @@ on the container's exit code (see thaw run --help).`,
 	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	group(cmd, newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
 		newCacheCommand(&g), newInstallCommand(&g), newUninstallCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newTopCommand(&g), newWhyCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand(), newHealthCommand(), newReportCommand(&g),
-		newMeasureCommand(&g), newEmitCommand(&g))
+		newMeasureCommand(&g), newRunsCommand(&g), newTimeCommand(&g), newBlameCommand(&g), newCriticalChainCommand(&g), newPlotCommand(&g), newEmitCommand(&g))
 	exitCodes(cmd)
 	return cmd
 }

@@ -300,8 +300,7 @@ func runMeasure(cmd *cobra.Command, g *globalOptions, opts *measureOptions) (err
 	if err := opts.check(); err != nil {
 		return err
 	}
-	cfg, err := g.load()
-	if err != nil {
+	if _, err := g.load(); err != nil { // before it is too late
 		return err
 	}
 	base := cmp.Or(opts.dir, os.Getenv("TMPDIR"), "/var/tmp")
@@ -332,7 +331,7 @@ func runMeasure(cmd *cobra.Command, g *globalOptions, opts *measureOptions) (err
 	if err := m.complete(record); err != nil {
 		return err
 	}
-	return opts.finish(cmd, cfg.Root, record)
+	return opts.finish(cmd, g, record)
 }
 
 // measureError gives an error of a measurement its exit code.
@@ -421,7 +420,7 @@ func (m *measurer) complete(r *profile.Record) error {
 }
 
 // finish writes, keeps and prints a record.
-func (o *measureOptions) finish(cmd *cobra.Command, root string, r *profile.Record) error {
+func (o *measureOptions) finish(cmd *cobra.Command, g *globalOptions, r *profile.Record) error {
 	b, err := profile.Encode(r)
 	if err != nil {
 		return err
@@ -432,7 +431,7 @@ func (o *measureOptions) finish(cmd *cobra.Command, root string, r *profile.Reco
 		}
 	}
 	if o.save {
-		if err := keepRecord(cmd.Context(), root, r); err != nil {
+		if err := g.putRecord(cmd.Context(), cmd, r); err != nil {
 			return err
 		}
 	}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -14,17 +12,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/measure"
 	"github.com/thaw-project/thaw/internal/profile"
-	"github.com/thaw-project/thaw/internal/profilestore"
 )
-
-// keepRecord puts a record into the store of a state directory.
-func keepRecord(ctx context.Context, root string, r *profile.Record) error {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("make state directory: %w", err)
-	}
-	_, err := profilestore.New(filepath.Join(root, profilestore.FileName), profilestore.Options{}).Put(ctx, r)
-	return err
-}
 
 // measureProgress shows the runs of a measurement: one line of a terminal that is
 // written again and again, or one a run elsewhere.
@@ -94,7 +82,11 @@ func printMeasured(w io.Writer, r *profile.Record) error {
 		}
 	}
 	if len(r.Subjects) == 2 {
-		printCompared(w, &r.Subjects[0], &r.Subjects[1])
+		p := newPair(r, r, &r.Subjects[0], &r.Subjects[1])
+		if err := p.print(w); err != nil {
+			return err
+		}
+		fmt.Fprintln(w)
 	}
 	for _, s := range r.Signals {
 		if s.Reason != "" {
@@ -121,14 +113,21 @@ func printSubject(w io.Writer, s *profile.Subject) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "phase\tmin\tavg\tmax\tp50\tp90\tp99\tshare\tlazy wait\tread\tfiles\tsource\t")
 	for _, p := range sum.Phases {
-		printPhase(tw, &p)
+		if p.Ms.N > 0 {
+			printPhase(tw, &p)
+		}
 	}
 	t := sum.TotalMs
 	if t.N > 0 {
-		fmt.Fprintf(tw, "total\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t\t%s\t%s\t\t\t\n", t.Min, t.Avg, t.Max, t.P50, t.P90, t.P99, some(sum.LazyWaitMs, "%.0f"), humanBytes(sum.NeededBytes))
+		fmt.Fprintf(tw, "total\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f\t-\t%s\t%s\t-\t-\t\n", t.Min, t.Avg, t.Max, t.P50, t.P90, t.P99, some(sum.LazyWaitMs, "%.0f"), humanBytes(sum.NeededBytes))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
+	}
+	for _, p := range sum.Phases {
+		if p.Ms.N == 0 && len(p.Unknown) > 0 {
+			fmt.Fprintf(w, "%s unknown: %s\n", p.Name, p.Unknown[0].Reason)
+		}
 	}
 	printPackages(w, s)
 	return printRoutes(w, &sum)
@@ -143,15 +142,7 @@ func proven(s *profile.Summary) string {
 }
 
 func printPhase(w io.Writer, p *profile.PhaseSummary) {
-	if p.Ms.N == 0 {
-		reason := ""
-		if len(p.Unknown) > 0 {
-			reason = p.Unknown[0].Reason
-		}
-		fmt.Fprintf(w, "%s\tunknown: %s\n", p.Name, reason)
-		return
-	}
-	share := ""
+	share := "-"
 	if p.Share != nil {
 		share = fmt.Sprintf("%.0f %%", 100**p.Share)
 	}
@@ -176,7 +167,7 @@ func humanBytes(s profile.Stats) string {
 
 // printPackages prints what the run in the middle loaded before it was ready.
 func printPackages(w io.Writer, s *profile.Subject) {
-	r := medianRun(s)
+	r, _ := s.MedianRun()
 	if r == nil {
 		return
 	}
@@ -197,23 +188,6 @@ func printPackages(w io.Writer, s *profile.Subject) {
 	tw.Flush() // the next write says if this one failed
 }
 
-// medianRun is the run whose time to ready is nearest to the median.
-func medianRun(s *profile.Subject) *profile.Run {
-	series, _ := s.Series(profile.MeasureTotal)
-	if len(series.Values) == 0 {
-		return nil
-	}
-	median, best := profile.Percentile(series.Values, 0.5), 0
-	for i, v := range series.Values {
-		if abs(v-median) < abs(series.Values[best]-median) {
-			best = i
-		}
-	}
-	return &s.Runs[series.Runs[best]]
-}
-
-func abs(f float64) float64 { return max(f, -f) }
-
 func printRoutes(w io.Writer, sum *profile.Summary) error {
 	if len(sum.Routes) > 0 {
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -227,16 +201,4 @@ func printRoutes(w io.Writer, sum *profile.Summary) error {
 	}
 	_, err := fmt.Fprintln(w)
 	return err
-}
-
-// printCompared says how b compares with a.
-func printCompared(w io.Writer, a, b *profile.Subject) {
-	c := profile.CompareSubjects(a, b)
-	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(tw, "%s\t%s\t%s\tdifference\tverdict of %[2]s\t\n", "", a.Name, b.Name)
-	for _, m := range c.Measures {
-		fmt.Fprintf(tw, "%s\t%.0f\t%.0f\t%+.0f\t%s\t\n", m.Name, m.A.P50, m.B.P50, m.B.P50-m.A.P50, m.Verdict)
-	}
-	tw.Flush() // the next write says if this one failed
-	fmt.Fprintln(w)
 }

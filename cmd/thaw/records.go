@@ -177,15 +177,15 @@ func headText(h *profilestore.Head) string {
 	return strings.Join(parts, " ")
 }
 
-// shortMs is a time as people read it: 12.3ms, 480ms, 2.1s, 3min 20s.
+// shortMs is a time as people read it: 12.3ms, 480ms, 2.105s, 3min 20s.
 func shortMs(ms float64) string {
 	switch abs := max(ms, -ms); {
 	case abs < 99.95:
 		return fmt.Sprintf("%.1fms", ms)
-	case abs < 9999.5:
+	case abs < 999.5:
 		return fmt.Sprintf("%.0fms", ms)
-	case abs < 99_950:
-		return fmt.Sprintf("%.2fs", ms/1000)
+	case abs < 99_999.5:
+		return fmt.Sprintf("%.3fs", ms/1000)
 	case ms > 0:
 		return fmt.Sprintf("%dmin %ds", int(ms/60_000), int(ms/1000)%60)
 	}

@@ -48,7 +48,7 @@ put side by side.`,
 func runReport(cmd *cobra.Command, g *globalOptions, opts *reportOptions, runs []string) error {
 	var records []profile.Record
 	for _, name := range runs {
-		r, err := readRecord(cmd, g, name)
+		r, err := g.record(cmd, name)
 		if err != nil {
 			return err
 		}

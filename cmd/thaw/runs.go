@@ -333,7 +333,7 @@ func sentence(p *pair, m *profile.MeasureComparison) string {
 	}
 	s := fmt.Sprintf("%s starts %s than %s by %s", p.B, m.Verdict, p.A, shortMs(max(m.Delta, -m.Delta)))
 	if m.RatioCI != nil {
-		s += fmt.Sprintf(": in %.2f of its time (%.2f to %.2f with 95 %% confidence)", *m.Ratio, m.RatioCI.Low, m.RatioCI.High)
+		s += fmt.Sprintf(": it takes %.2f times as long (%.2f to %.2f with 95 %% confidence)", *m.Ratio, m.RatioCI.Low, m.RatioCI.High)
 	}
 	return s + fmt.Sprintf(", p = %.1g.", *m.P)
 }
@@ -408,8 +408,9 @@ func (g *globalOptions) importRecord(cmd *cobra.Command, r *profile.Record, repl
 		return err
 	}
 	old, err := s.Get(cmd.Context(), r.ID)
+	var damage *profilestore.DamagedError
 	switch {
-	case errors.Is(err, profilestore.ErrNotFound), err != nil && replace:
+	case errors.Is(err, profilestore.ErrNotFound), err != nil && replace, errors.As(err, &damage) && damage.ID == "": // Put sees to it
 	case err != nil:
 		return recordError(err)
 	case !replace:
@@ -483,4 +484,33 @@ func (g *globalOptions) resolveAll(cmd *cobra.Command, names []string) (*profile
 		ids[h.ID] = true
 	}
 	return s, slices.Sorted(maps.Keys(ids)), nil
+}
+
+// printRecord prints what a measurement came to.
+func printRecord(w io.Writer, r *profile.Record, subjects []*profile.Subject) error {
+	fmt.Fprintf(w, "%s  %s, %s", r.ID, r.Source, r.Begun.Local().Format("2 Jan 2006 15:04:05"))
+	if r.Name != "" {
+		fmt.Fprintf(w, "  %s", r.Name)
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.Labels)) {
+		fmt.Fprintf(w, "  %s=%s", key, r.Labels[key])
+	}
+	fmt.Fprintln(w)
+	for _, s := range subjects {
+		fmt.Fprintln(w)
+		if r.Source == profile.SourceMeasure || r.Source == profile.SourceAttach {
+			if err := printSubject(w, s); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintf(w, "%s: %s\n", s.Name, countStarts(len(s.Runs)))
+		if err := printSource(w, s); err != nil {
+			return err
+		}
+	}
+	for _, warning := range r.Warnings {
+		fmt.Fprintf(w, "warning: %s\n", warning)
+	}
+	return nil
 }

@@ -8,12 +8,15 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/thaw-project/thaw/internal/profile"
+	"github.com/thaw-project/thaw/internal/profile/profiletest"
 	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 // TestScript runs testdata/script: what commands say, and their exit codes.
 // The conditions root, runtime and fanotify say what a script needs; LAB is
-// the host of a lab registry with the image small.
+// the host of a lab registry with the image small, RECORDS a directory of measured
+// starts: all.json, later.json, modes.json.
 func TestScript(t *testing.T) {
 	bin := t.TempDir()
 	exe, err := os.Executable()
@@ -23,6 +26,7 @@ func TestScript(t *testing.T) {
 	if err := os.Symlink(exe, filepath.Join(bin, "thaw")); err != nil {
 		t.Fatal(err)
 	}
+	records := writeRecords(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
@@ -38,6 +42,7 @@ func TestScript(t *testing.T) {
 			writeImage(tb, layout, "small", compressions[0], manySpans())
 			s := newLab(tb, layout, "none")
 			env.Setenv("LAB", s.Addr())
+			env.Setenv("RECORDS", records)
 			env.Setenv("THAW", filepath.Join(bin, "thaw"))
 			env.Setenv("HOME", env.WorkDir)
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
@@ -71,6 +76,22 @@ func TestScript(t *testing.T) {
 			},
 		},
 	})
+}
+
+// writeRecords makes records of starts for scripts.
+func writeRecords(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, r := range map[string]*profile.Record{"all": profiletest.Record(1), "later": profiletest.Record(7), "modes": profiletest.Modes(2, profiletest.PythonML)} {
+		b, err := profile.Encode(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name+".json"), b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // canMount reports whether testenv lets tests mount lazily.

@@ -9,6 +9,7 @@ package waterfall
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"html"
 	"io"
@@ -64,7 +65,7 @@ func Draw(w io.Writer, s *profile.Subject, r *profile.Run, o Options) error {
 	bars := rows(s, r, o.Packages)
 	from, to := bounds(r, bars)
 	scale := func(ms float64) float64 { return labelWidth + (ms-from)/(to-from)*plotWidth }
-	height := top + len(bars)*rowHeight + 56
+	height := top + len(bars)*rowHeight + 66
 	width := labelWidth + plotWidth + noteWidth
 	var b bytes.Buffer
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img" aria-labelledby="t d">`, width, height, width, height)
@@ -79,7 +80,7 @@ func Draw(w io.Writer, s *profile.Subject, r *profile.Run, o Options) error {
 	for i, one := range bars {
 		draw(&b, &one, top+i*rowHeight, scale, to)
 	}
-	events(&b, r, scale, from, to, bottom)
+	events(&b, r, scale, bottom)
 	b.WriteString("</svg>\n")
 	_, err := w.Write(b.Bytes())
 	return err
@@ -103,9 +104,12 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 			out = append(out, bar{label: name, note: "unknown: " + p.Reason, class: "unknown", start: math.NaN()})
 			continue
 		case p.StartMs != nil && p.EndMs != nil:
-			out = append(out, bar{label: name, note: duration(*p.Ms), class: "phase", start: *p.StartMs, end: *p.EndMs, waits: waits(r, *p.StartMs, *p.EndMs)})
+			out = append(out, bar{label: name, note: duration(*p.Ms), class: "phase", start: *p.StartMs, end: *p.EndMs})
+			if name != profile.PhaseHydration { // for which nobody waits
+				out[len(out)-1].waits = waits(r, *p.StartMs, *p.EndMs)
+			}
 		}
-		shown := 0
+		shown, begin := 0, len(out)
 		for _, k := range r.Packages {
 			if k.Phase != name || shown >= packages {
 				continue
@@ -117,6 +121,7 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 			shown++
 			out = append(out, bar{label: "  " + k.Name, note: fmt.Sprintf("%s, %d files", duration(k.Ms), k.Files), class: "package", start: start, end: start + k.Ms})
 		}
+		slices.SortStableFunc(out[begin:], func(a, b bar) int { return cmp.Compare(a.start, b.start) })
 	}
 	for _, p := range r.Processes {
 		end, note := math.Inf(1), "runs on"
@@ -197,28 +202,34 @@ func draw(b *bytes.Buffer, one *bar, y int, scale func(float64) float64, to floa
 	fmt.Fprintf(b, `<text class="dim" x="%s" y="%d">%s</text></g>`+"\n", px(end+6), y+barHeight-2, text(one.note))
 }
 
+// marked are the events that are drawn as lines, the most important first.
+var marked = []string{profile.EventReady, profile.EventStarted, profile.EventHealthy, profile.EventListen, profile.EventHydrated}
+
+// textLines is on how many lines below the bars they are named.
+const textLines = 3
+
 // events are lines through all bars, of those that a start is known by.
-func events(b *bytes.Buffer, r *profile.Run, scale func(float64) float64, from, to float64, bottom int) {
-	var last [2]float64 // where the text of each of two lines ends
-	last[0], last[1] = math.Inf(-1), math.Inf(-1)
-	for _, e := range r.Events {
-		if !slices.Contains([]string{profile.EventStarted, profile.EventListen, profile.EventReady, profile.EventHealthy, profile.EventHydrated}, e.Name) {
+func events(b *bytes.Buffer, r *profile.Run, scale func(float64) float64, bottom int) {
+	var taken [textLines][]span
+	for _, name := range marked {
+		e := r.Event(name)
+		if e == nil {
 			continue
 		}
-		x := scale(e.AtMs)
-		fmt.Fprintf(b, `<line class="event" x1="%s" y1="%d" x2="%s" y2="%d"><title>%s</title></line>`, px(x), top-4, px(x), bottom+4, text(e.Name+" @"+duration(e.AtMs)))
-		label := e.Name + " @" + duration(e.AtMs)
-		half := float64(len(label)) * 3.3
-		for line := range last {
-			if x-half > last[line] {
-				fmt.Fprintf(b, `<text class="dim" x="%s" y="%d" text-anchor="middle">%s</text>`, px(x), bottom+18+line*14, text(label))
-				last[line] = x + half
-				break
+		x, label := scale(e.AtMs), name+" @"+duration(e.AtMs)
+		fmt.Fprintf(b, `<line class="event" x1="%s" y1="%d" x2="%s" y2="%d"><title>%s</title></line>`, px(x), top-4, px(x), bottom+4, text(label))
+		half := float64(len(label)) * 3.4
+		for line := range taken {
+			if slices.ContainsFunc(taken[line], func(s span) bool { return x-half < s.end && x+half > s.start }) {
+				continue
 			}
+			taken[line] = append(taken[line], span{x - half, x + half})
+			fmt.Fprintf(b, `<text class="dim" x="%s" y="%d" text-anchor="middle">%s</text>`, px(x), bottom+18+line*14, text(label))
+			break
 		}
 		b.WriteByte('\n')
 	}
-	fmt.Fprintf(b, `<rect class="wait" x="12" y="%d" width="14" height="5"/><text class="dim" x="32" y="%d">waited for bytes</text>`+"\n", bottom+38, bottom+45)
+	fmt.Fprintf(b, `<rect class="wait" x="12" y="%d" width="14" height="5"/><text class="dim" x="32" y="%d">waited for bytes</text>`+"\n", bottom+49, bottom+56)
 }
 
 // describe says in a sentence what is drawn, for those who cannot see it.
@@ -248,14 +259,16 @@ func step(length float64) float64 {
 	return 10 * power
 }
 
+// duration is a time as people read it; where whole ones stand at a grid, without
+// zeros.
 func duration(ms float64) string {
-	if math.Abs(ms) >= 1000 {
-		return strconv.FormatFloat(math.Round(ms)/1000, 'f', -1, 64) + "s"
-	}
-	if math.Abs(ms) >= 100 {
+	switch abs := math.Abs(ms); {
+	case abs < 99.95:
+		return strconv.FormatFloat(math.Round(ms*10)/10, 'f', -1, 64) + "ms"
+	case abs < 999.5:
 		return strconv.FormatFloat(ms, 'f', 0, 64) + "ms"
 	}
-	return strconv.FormatFloat(math.Round(ms*10)/10, 'f', -1, 64) + "ms"
+	return strconv.FormatFloat(math.Round(ms)/1000, 'f', -1, 64) + "s"
 }
 
 func px(x float64) string { return strconv.FormatFloat(x, 'f', 1, 64) }
