@@ -32,6 +32,7 @@ const (
 const runsAuto = "auto"
 
 type measureOptions struct {
+	attach       attachOptions
 	image        string
 	args         []string // of the container
 	runs         string
@@ -86,6 +87,11 @@ Phases of a start follow one another from the request to readiness:
 Beside them: first_request_penalty of each --request (the first one less the median of
 the fifth and later ones), and hydration until all of the image is here.
 
+--attach measures containers that somebody else starts through containerd, whatever its
+snapshotter: those of a NAME (of nerdctl, of a pod), an ID, or a pattern of images such as
+'shop/api:*'; or all. --ready is then asked in the container's own network; without it a
+start is over when a port listens. How cold the node was is not known then.
+
 Coldness, proven before each run with cachestat(2):
   L0  nothing of the image is on the node
   L1  all of it is on disk, nothing of it in the page cache
@@ -100,8 +106,16 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the measurement says nothing (a r
 not as cold as it had to be, or something was missed), 4 not allowed here, 130 interrupted.`,
 		Example: `  thaw measure oci:./layout:app --ready http://127.0.0.1:8080/healthz
   thaw measure oci:./layout:app --ready tcp:8080 --request GET:/api/items --compare-mode eager
-  thaw measure registry.example.com/app:1.2 --ready tcp:8080 --runs auto --cold L1`,
+  thaw measure registry.example.com/app:1.2 --ready tcp:8080 --runs auto --cold L1
+  thaw measure --attach 'shop/api:*' --ready http://127.0.0.1:8080/healthz --starts 10`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if opts.attach.on {
+				if len(args) > 1 {
+					return usageError{fmt.Errorf("want one NAME, ID or pattern of images, got %q", args)}
+				}
+				opts.image = strings.Join(args, "")
+				return nil
+			}
 			if len(args) == 0 {
 				return usageError{errors.New("want an IMAGE; see thaw measure --help")}
 			}
@@ -109,6 +123,9 @@ not as cold as it had to be, or something was missed), 4 not allowed here, 130 i
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opts.attach.on {
+				return runMeasureAttach(cmd, g, &opts)
+			}
 			opts.changedNet = cmd.Flags().Changed("net")
 			if at := cmd.ArgsLenAtDash(); len(opts.args) > 0 && at != 1 {
 				return usageError{fmt.Errorf("want one IMAGE, and the container's command behind --: got %q", opts.args)}
@@ -149,6 +166,7 @@ not as cold as it had to be, or something was missed), 4 not allowed here, 130 i
 	}
 	complete(cmd, "net", lab.Profiles...)
 	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE)
+	opts.attach.bind(cmd)
 	cmd.AddCommand(newMeasureECSCommand(g), newMeasureKubernetesCommand(g), newMeasureContainerdCommand(g))
 	return cmd
 }

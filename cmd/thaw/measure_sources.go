@@ -24,11 +24,13 @@ const maxSource = 256 << 20
 type sourceOptions struct {
 	name string
 	json bool
+	save bool
 }
 
 func (o *sourceOptions) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.name, "name", "", "name of the record")
+	f.BoolVar(&o.save, "save", true, "keep the record in the state directory, for thaw runs")
 	f.BoolVar(&o.json, "json", false, "print the record as JSON (docs/formats/profile.md)")
 }
 
@@ -90,6 +92,11 @@ func (o *sourceOptions) finish(cmd *cobra.Command, g *globalOptions, rec *profil
 	b, err := profile.Encode(rec)
 	if err != nil {
 		return err
+	}
+	if o.save {
+		if err := g.putRecord(cmd.Context(), cmd, rec); err != nil {
+			return err
+		}
 	}
 	if o.json {
 		_, err := cmd.OutOrStdout().Write(b)

@@ -36,7 +36,7 @@ var floors = []struct {
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch", "./internal/install"}},
 	{"measuring", []string{"./internal/bench", "./internal/bench/containerd", "./internal/cloud", "./internal/cloud/aws", "./internal/cloud/kube"}},
-	{"profiling", []string{"./internal/measure", "./internal/measure/clock", "./internal/measure/gate", "./internal/measure/opens", "./internal/measure/tracefs"}},
+	{"profiling", []string{"./internal/measure", "./internal/measure/attach", "./internal/measure/clock", "./internal/measure/gate", "./internal/measure/opens", "./internal/measure/tracefs"}},
 	{"commands", []string{"./cmd/thaw", "./cmd/thaw-bench-containerd", "./cmd/thaw-otel", "./cmd/thaw-cloud"}},
 }
 
