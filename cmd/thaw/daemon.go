@@ -52,6 +52,8 @@ type daemonOptions struct {
 	listen      string
 	address     string
 	metrics     string
+	web         string
+	webHosts    []string
 }
 
 func newDaemonCommand(g *globalOptions) *cobra.Command {
@@ -114,6 +116,8 @@ func (o *daemonOptions) bind(cmd *cobra.Command) {
 	f.StringVar(&o.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
 	f.StringVar(&o.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
 	f.StringVar(&o.metrics, "metrics", "", "answer Prometheus at this address, such as 127.0.0.1:9798 (default not at all)")
+	f.StringVar(&o.web, "web", "", "show starts to browsers at this address, such as 127.0.0.1:9799 (default not at all); one that others reach needs --web-host")
+	f.StringSliceVar(&o.webHosts, "web-host", nil, "name by which browsers may call that address, besides localhost; repeatable")
 	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE, api.ModeEager)
 }
 
@@ -187,6 +191,13 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 	if _, _, err := net.SplitHostPort(cfg.Metrics); cfg.Metrics != "" && err != nil {
 		return daemon.Config{}, usageError{fmt.Errorf("metrics %q: want HOST:PORT or :PORT", cfg.Metrics)}
 	}
+	cfg.Web = cmp.Or(o.web, cfg.Web)
+	if len(o.webHosts) > 0 {
+		cfg.WebHosts = o.webHosts
+	}
+	if err := checkWeb(&cfg); err != nil {
+		return daemon.Config{}, usageError{err}
+	}
 	root, err := filepath.Abs(cfg.Root)
 	if err != nil {
 		return daemon.Config{}, err
@@ -214,11 +225,27 @@ func (o *daemonOptions) config(g *globalOptions, cfg config.Config, log *slog.Lo
 		Mode: cfg.ImageMode},
 		Credentials: daemon.Credentials{InMemory: cfg.Credentials.Keep == config.CredentialsMemory, KeyFile: cfg.Credentials.Key,
 			Providers: cfg.Credentials.Providers, ProvidersDir: cfg.Credentials.ProvidersDir},
-		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Spans: spansCommand(exe, log), Mode: cfg.Mount, Background: rate,
+		Restart: restart, Trust: cfg.Trust, TrustKey: key, Version: buildVersion(), Metrics: cfg.Metrics, Web: cfg.Web, WebHosts: cfg.WebHosts, Spans: spansCommand(exe, log), Mode: cfg.Mount, Background: rate,
 		MaxSize: cfg.Cache.MaxSize.Of, MinFree: cfg.Cache.MinFree.Of, MaxMemory: memory,
 		IdleExit: max(time.Duration(cfg.IdleExit), 0), Grace: time.Duration(cfg.Grace),
 		ReadTimeout: time.Duration(cfg.ReadTimeout), Insecure: cfg.Insecure, Mirrors: cfg.Mirrors,
 		Keeper: slices.Concat([]string{exe, "keeper", "--root", root, "--grace", time.Duration(cfg.Grace).String(), "--log-format", cmp.Or(g.format, logText), "--"}, restart), Log: log}, nil
+}
+
+// checkWeb refuses to show starts to others unless somebody said by what name: what is
+// shown has no password.
+func checkWeb(cfg *config.Config) error {
+	if cfg.Web == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(cfg.Web)
+	if err != nil {
+		return fmt.Errorf("web %q: want HOST:PORT", cfg.Web)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) && len(cfg.WebHosts) == 0 {
+		return fmt.Errorf("web %q: others would see it, without a password; use 127.0.0.1, or say by --web-host (web-hosts) what it may be called", cfg.Web)
+	}
+	return nil
 }
 
 // sizes puts the flags that are sizes over those of the file, and returns the
@@ -288,6 +315,12 @@ func (o *daemonOptions) args() []string {
 	}
 	if o.trustKey != "" {
 		args = append(args, "--trust-key", o.trustKey)
+	}
+	if o.web != "" {
+		args = append(args, "--web", o.web)
+	}
+	for _, h := range o.webHosts {
+		args = append(args, "--web-host", h)
 	}
 	if o.metrics != "" {
 		args = append(args, "--metrics", o.metrics)

@@ -61,6 +61,11 @@ type Config struct {
 	// Metrics is the TCP address (host:port) at which the daemon answers Prometheus;
 	// empty: it does not.
 	Metrics string `toml:"metrics"`
+	// Web is the TCP address (host:port) at which the daemon shows its starts to
+	// browsers; empty: it does not. One that is not this machine's own needs WebHosts.
+	Web string `toml:"web"`
+	// WebHosts are the names that browsers may call it by, besides localhost.
+	WebHosts []string `toml:"web-hosts"`
 	// Cache bounds the layers on disk.
 	Cache Cache `toml:"cache"`
 	// Containerd says how containerd is served.

@@ -31,6 +31,8 @@ max-memory = "64MB"
 trust = "signed"
 trust-key = "/etc/thaw/key.pub"
 metrics = "127.0.0.1:9798"
+web = "127.0.0.1:9799"
+web-hosts = ["node1.lan"]
 [mirrors]
 "docker.io" = ["https://mirror.example"]
 [cache]
@@ -52,7 +54,7 @@ mode = "lazy"
 			*c = Config{Root: "/srv/thaw", Mount: "eager", Background: "20MB", IdleExit: Duration(5 * time.Minute),
 				Grace: Duration(2 * time.Second), ReadTimeout: Duration(90 * time.Second), Record: false, Insecure: []string{"registry.local:5000"},
 				Mirrors: map[string][]string{"docker.io": {"https://mirror.example"}},
-				Trust:   "signed", TrustKey: "/etc/thaw/key.pub", Metrics: "127.0.0.1:9798",
+				Trust:   "signed", TrustKey: "/etc/thaw/key.pub", Metrics: "127.0.0.1:9798", Web: "127.0.0.1:9799", WebHosts: []string{"node1.lan"},
 				MaxMemory: Size{Bytes: 64e6}, Cache: Cache{MaxSize: Size{Bytes: 50e9}, MinFree: Size{Percent: 10}},
 				Containerd: Containerd{Listen: "/run/thaw/snapshotter.sock", Address: "/run/k3s/containerd/containerd.sock", ImageService: "/run/thaw/cri.sock"},
 				Credentials: Credentials{Keep: "memory", Key: "/run/credentials/thaw.service/key", Providers: "/etc/kubernetes/providers.yaml",

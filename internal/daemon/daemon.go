@@ -77,6 +77,10 @@ type Config struct {
 	Log    *slog.Logger
 	// Metrics is the TCP address at which Prometheus is answered; empty: none is.
 	Metrics string
+	// Web is the TCP address at which starts are shown to browsers, which have to call it
+	// localhost, by an address of this machine's own, or one of WebHosts; empty: none are.
+	Web      string
+	WebHosts []string
 	// Spans is the command of the program that is told of starts, see package spans;
 	// empty: none is.
 	Spans []string
@@ -105,6 +109,7 @@ type Daemon struct {
 	recorder  recorder
 	fallbacks *fallback.Log
 	spans     *spans.Sender               // nil when nobody is told
+	web       *web                        // nil when nobody is shown anything
 	ended     *journal.Journal[api.Mount] // mounts that were taken away
 	traces    *tracestore.Store
 
@@ -183,6 +188,9 @@ func Run(ctx context.Context, cfg Config) error {
 	d.fallbacks = fallback.Open(filepath.Join(cfg.Root, "fallbacks.json"), d.log)
 	d.ended = journal.Open[api.Mount](filepath.Join(cfg.Root, "ended.jsonl"), endedKept, d.log)
 	defer d.ended.Close()
+	if cfg.Web != "" {
+		d.web = newWeb(d)
+	}
 	if len(cfg.Spans) > 0 {
 		d.spans = spans.NewSender(cfg.Spans, d.log)
 	}
@@ -251,6 +259,9 @@ func (d *Daemon) serve() error {
 	d.wg.Go(d.serves)
 	if d.cfg.Metrics != "" {
 		d.wg.Go(d.serveMetrics)
+	}
+	if d.web != nil {
+		d.wg.Go(d.web.serve)
 	}
 	stopped := make(chan struct{})
 	go func() {

@@ -24,6 +24,7 @@ import (
 	"github.com/thaw-project/thaw/internal/hydrate"
 	"github.com/thaw-project/thaw/internal/mount"
 	"github.com/thaw-project/thaw/internal/registry"
+	"github.com/thaw-project/thaw/internal/trace"
 )
 
 // record is what the state directory says of a mount. It is written before
@@ -67,7 +68,9 @@ type mounted struct {
 
 	asked     time.Time // when the mount was asked for
 	cgroup    string    // of its container
+	shown     string    // id of the start that is shown; empty: none yet, or nothing is shown
 	recording atomic.Pointer[recording]
+	read      atomic.Pointer[trace.Trace] // what its start read, once that was recorded; only if starts are shown
 
 	attached  chan struct{} // closed when it is mounted
 	completed chan struct{} // closed when complete, or when it cannot be
@@ -145,7 +148,7 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	}
 	img.background = d.backgroundRate(req.Background)
 	m := newMounted(dir)
-	m.img, m.asked = img, asked
+	m.img, m.asked, m.shown = img, asked, t.shown
 	m.record = record{ID: id, Request: req, Manifest: img.digest, Mode: mode, Origin: img.origin, BootID: bootID(), Created: time.Now()}
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
@@ -176,6 +179,9 @@ func (d *Daemon) finishMount(ctx context.Context, t *task, m *mounted) error {
 	d.adopt(m)
 	if d.spans != nil {
 		d.wg.Go(func() { d.followStart(m) })
+	}
+	if d.web != nil {
+		d.wg.Go(func() { d.web.follow(m) })
 	}
 	if m.Snapshot {
 		return nil // the image is remembered already, and its fallbacks are told once

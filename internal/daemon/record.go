@@ -306,9 +306,13 @@ func (d *Daemon) endRecording(m *mounted) *trace.Trace {
 		return nil
 	}
 	d.recorder.recordings.Add(-1)
+	t := rec.trace(m)
+	if d.web != nil {
+		m.read.Store(t)
+	}
 	close(rec.over)
 	d.unwatchComplete(m)
-	return rec.trace(m)
+	return t
 }
 
 // unwatch takes the mark of a complete layer away, unless a recording needs it:

@@ -160,6 +160,8 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 		t := &task{req: req.ImageRequest, event: event}
 		defer d.end(t)
 		begun := time.Now()
+		id, failed := d.web.begun(req.Image, begun)
+		t.shown = id
 		pid := int(r.Context().Value(peerKey{}).(*unix.Ucred).Pid)
 		if pid == 0 && req.Dir == "" {
 			return nil, api.Errorf(api.CodeUnsupported, "run thaw where the daemon runs", "the caller is in another PID namespace: its end could not be seen")
@@ -171,6 +173,7 @@ func (d *Daemon) serveMount(w http.ResponseWriter, r *http.Request) {
 				d.startFailed(req, t, begun, err)
 				d.countFailure(req, err)
 			}
+			failed(err)
 			return nil, err
 		}
 		if ctx.Err() != nil { // nobody is there to be told of it

@@ -61,20 +61,30 @@ func newFileMap(s *profile.Subject) (*fileMap, []layerView) {
 		return nil, layers
 	}
 	total := make([]int64, len(layers))
+	// What is not known of a layer's files is shared by those that it is not known of.
+	known, unknown := make([]int64, len(layers)), make([]int64, len(layers))
+	var lacking, all int64
 	for _, f := range s.Files {
+		all += f.Bytes
+		if f.CompressedBytes == 0 {
+			lacking += f.Bytes
+		}
 		if f.Layer >= 0 && f.Layer < len(layers) {
 			total[f.Layer] += f.Bytes
+			known[f.Layer] += f.CompressedBytes
+			if f.CompressedBytes == 0 {
+				unknown[f.Layer] += f.Bytes
+			}
 		}
 	}
-	m := &fileMap{Files: len(s.Files), Compressed: true, unread: map[string]int64{}, Leaves: [][]any{}, Packages: []string{""}, Phases: []string{""}}
+	m := &fileMap{Files: len(s.Files), Compressed: lacking <= all/50, unread: map[string]int64{}, Leaves: [][]any{}, Packages: []string{""}, Phases: []string{""}}
 	leaves := make([]leaf, 0, len(s.Files))
 	for _, f := range s.Files {
 		l := leaf{dir: path.Dir(path.Clean("/" + f.Path)), name: path.Base(f.Path), layer: f.Layer, pkg: f.Package, phase: f.First, bytes: f.Bytes, read: f.ReadBytes, compressed: f.CompressedBytes, files: 1}
 		if l.compressed == 0 && f.Bytes > 0 {
-			m.Compressed = false
 			l.compressed = f.Bytes
-			if f.Layer >= 0 && f.Layer < len(layers) && total[f.Layer] > 0 {
-				l.compressed = int64(float64(f.Bytes) / float64(total[f.Layer]) * float64(layers[f.Layer].Bytes))
+			if i := f.Layer; i >= 0 && i < len(layers) && unknown[i] > 0 && layers[i].Bytes > 0 {
+				l.compressed = int64(float64(f.Bytes) / float64(unknown[i]) * float64(max(layers[i].Bytes-known[i], 0)))
 			}
 		}
 		m.count(&l)

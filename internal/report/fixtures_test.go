@@ -100,3 +100,20 @@ func hostile() *profile.Record {
 	}
 	return r
 }
+
+// fleet are starts of some images over some releases; the last one is under way.
+func fleet() []Start {
+	var all []Start
+	begun := time.Date(2026, 3, 2, 9, 0, 0, 0, time.UTC)
+	for i := range 40 {
+		image, release := []string{"shop/api", "shop/api", "shop/web", "ml/predict"}[i%4], 1+i/12
+		ms := []float64{310, 290, 140, 2300}[i%4] * (1 + float64(i*7919%13)/40) * (1 - .1*float64(release))
+		needed := []int64{38e6, 38e6, 9e6, 160e6}[i%4]
+		far := needed * int64(i*31%5) / 8
+		all = append(all, Start{ID: profile.NewID(begun), Image: "registry.example.com/" + image + ":1." + string(rune('0'+release)), Manifest: "sha256:" + string(rune('a'+release)), Begun: begun, State: profile.EventReady, Over: true, Kept: true,
+			TotalMs: &ms, Mode: "lazy", ImageSize: needed * 4, Unpacked: needed * 11, Needed: needed, Network: far / 3, Here: needed - far, Registry: far, WaitMs: pointer(ms / 9)})
+		begun = begun.Add(7 * time.Minute)
+	}
+	failed := Start{ID: "x", Image: "registry.example.com/shop/gone:1", Begun: begun, State: StateFailed, Over: true, Kept: true, Error: "the registry says: not found"}
+	return append(all, failed, Start{ID: "y", Image: "registry.example.com/shop/api:1.4", Begun: begun.Add(time.Minute), State: profile.EventStarted})
+}

@@ -29,7 +29,7 @@ import (
 var files embed.FS
 
 // scripts of the page, in the order in which they are put together.
-var scripts = []string{"core.js", "waterfall.js", "compare.js", "health.js", "healthview.js", "treemap.js", "sections.js", "main.js"}
+var scripts = []string{"core.js", "waterfall.js", "compare.js", "health.js", "healthview.js", "treemap.js", "sections.js", "bar.js", "main.js"}
 
 // Options of a page.
 type Options struct {

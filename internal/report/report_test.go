@@ -25,4 +25,11 @@ func TestPage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	var b bytes.Buffer
+	if err := WriteLive(&b, "node1", "1.0.0", fleet()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "live.html"), b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -252,6 +252,9 @@ func title(records []profile.Record) string {
 // shortImage is an image's name without its registry and digest.
 func shortImage(image string) string {
 	name, _, _ := strings.Cut(image, "@")
+	if layout, ok := strings.CutPrefix(name, "oci:"); ok { // oci:DIR[:TAG]
+		name = layout[strings.LastIndexByte(layout, ':')+1:]
+	}
 	if i := strings.LastIndexByte(name, '/'); i >= 0 {
 		name = name[i+1:]
 	}
@@ -681,6 +684,9 @@ func routes(good []*profile.Run) []routeView {
 			steady = later
 		}
 		v.First, v.Steady, v.Known = round(median(first)), round(median(steady)), len(first) > 0 && len(steady) > 0
+		if len(v.N) > 0 && v.N[0].Failed > len(first)/2 { // what fails at once says nothing
+			v.Known = false
+		}
 		if v.Known {
 			v.Penalty = round(v.First - v.Steady)
 		}
