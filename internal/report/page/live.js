@@ -26,12 +26,15 @@ function originBar(list, width) {
 
 const host = { now: h("div", {}), fleet: h("div", {}), headline: h("h1", {}), facts: h("p", { class: "facts" }) };
 
+let rows = 12;
+const more = h("button", { type: "button", "aria-pressed": "false", id: "more", onclick: () => { rows = rows === 12 ? 100 : 12; more.setAttribute("aria-pressed", String(rows > 12)); drawNow(); } }, "More");
 function drawNow() {
-  const list = sorted().slice(0, 40);
+  const list = sorted().slice(0, rows);
+  more.hidden = starts.size <= 12;
   if (!list.length) { host.now.replaceChildren(none("Nothing was started yet. What thaw run starts on this node from now on is here, and what containerd mounts through thaw.")); return; }
-  host.now.replaceChildren(table([["Begun", (s) => when(s.begun).slice(11, 19) + " UTC"], ["Image", (s) => s.image, "path"], ["State", (s) => [(s.over ? "" : "… ") + (states[s.state] || s.state) + (s.error ? ": " + s.error : ""), s.state === "failed" ? "bad" : ""]], ["Ready after", (s) => known(s.total_ms) ? ms(s.total_ms) : null, "n"],
+  host.now.replaceChildren(table([["Begun (UTC)", (s) => when(s.begun).slice(5, 19), "t"], ["Image", (s) => s.image, "path"], ["State", (s) => [(s.over ? "" : "… ") + (states[s.state] || s.state) + (s.error ? ": " + s.error : ""), s.state === "failed" ? "bad" : ""]], ["Ready after", (s) => known(s.total_ms) ? ms(s.total_ms) : null, "n"],
     ["Waited for bytes", (s) => known(s.wait_ms) ? ms(s.wait_ms) : null, "n"], ["Bytes fetched", (s) => s.network_bytes ? bytes(s.network_bytes) : s.over ? "none" : null, "n"], ["From", (s) => s.needed_bytes ? originBar([s], 60) : null],
-    ["", (s) => s.kept ? h("a", { href: "starts/" + encodeURIComponent(s.id) }, "Report") : null]], list, list.length < starts.size ? `The last 40 of ${starts.size} starts` : "Starts, the last first"));
+    ["", (s) => s.kept ? h("a", { href: "starts/" + encodeURIComponent(s.id) }, "Report") : null]], list, list.length < starts.size ? `The last ${list.length} of ${starts.size} starts` : "Starts, the last first"));
 }
 
 // groups of starts that are over, by a key.
@@ -124,7 +127,7 @@ function connect() {
 document.getElementById("top").append(h("div", { class: "bar" }, h("span", { class: "brand" }, logo(), "thaw"), h("span", { class: "what" }, "Starts on " + data.node), h("span", { role: "status" }, dot, word), h("div", { class: "group" }, themeButton(), h("button", { type: "button", class: "icon", id: "print", "aria-label": "Print", onclick: () => print() }, icon("print")))));
 document.body.append(defs());
 document.getElementById("main").replaceChildren(h("section", { class: "card", id: "overview", "aria-label": "Overview" }, host.headline, host.facts),
-  card("now", "Starts", "As they happen. Times are seen by the daemon; the report of a start has all that is known of it.", { chart: host.now, long: true }), card("fleet", "Images", null, { chart: host.fleet, long: true }), trendCard,
+  card("now", "Starts", "As they happen. Times are seen by the daemon; the report of a start has all that is known of it.", { chart: host.now, long: true, controls: [more] }), card("fleet", "Images", null, { chart: host.fleet, long: true }), trendCard,
   h("footer", {}, `thaw ${data.tool || ""}. Only this node's daemon is asked for anything.`));
 drawAll();
 new ResizeObserver(() => drawCharts()).observe(document.getElementById("main"));
