@@ -88,7 +88,8 @@ func findCloudExe() (string, error) {
 
 // finish names, keeps and prints a record.
 func (o *sourceOptions) finish(cmd *cobra.Command, g *globalOptions, rec *profile.Record) error {
-	rec.Name, rec.Tool, rec.ID = o.name, buildVersion(), profile.NewID(rec.Begun)
+	rec.Name, rec.Tool = o.name, buildVersion()
+	rec.ID = profile.NewID(time.Now()) // not of its begin: documents may be old, and last is what came last
 	b, err := profile.Encode(rec)
 	if err != nil {
 		return err
