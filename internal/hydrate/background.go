@@ -14,8 +14,8 @@ import (
 const (
 	// runBytes is the largest compressed size of a transfer, see path: large enough that a round
 	// trip of 20 ms does not dominate at 60 MB/s a connection, small enough that
-	// a reader never waits long behind one.
-	runBytes = 2 << 20
+	// a reader never waits long behind one, and room for two spans that do not compress.
+	runBytes = 2<<20 + 64<<10
 	// giveUpFailures is how often the background fails in a row before those
 	// who wait for the whole layer are told.
 	giveUpFailures = 2
@@ -62,6 +62,7 @@ func (s *Scheduler) background() {
 			continue
 		}
 		err := l.transfer(r)
+		s.transferred()
 		l.backOff(err)
 		l.settle(r, err)
 		l.tried(r)
@@ -99,6 +100,7 @@ func (s *Scheduler) take() (_ *Layer, _ *run, ok bool) {
 		}
 		if l, r := s.nextWanted(); r != nil {
 			l.wg.Add(1)
+			s.transfers++
 			return l, r, true
 		}
 		var soonest time.Time
@@ -109,6 +111,7 @@ func (s *Scheduler) take() (_ *Layer, _ *run, ok bool) {
 			if r != nil {
 				s.next = at + 1 // the next layer's turn
 				l.wg.Add(1)
+				s.transfers++
 				return l, r, true
 			}
 			if !again.IsZero() && (soonest.IsZero() || again.Before(soonest)) {
@@ -122,6 +125,16 @@ func (s *Scheduler) take() (_ *Layer, _ *run, ok bool) {
 		t := time.AfterFunc(time.Until(soonest), func() { s.mu.Lock(); s.wake.Broadcast(); s.mu.Unlock() })
 		s.wake.Wait()
 		t.Stop()
+	}
+}
+
+// transferred ends a transfer of the background.
+func (s *Scheduler) transferred() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.transfers--
+	if time.Now().Before(s.streamUntil) {
+		s.wake.Broadcast()
 	}
 }
 
@@ -147,6 +160,8 @@ func (l *Layer) nextRun() (*run, time.Time) {
 		return nil, l.s.feedUntil
 	case now.Before(l.s.holdUntil) && !l.hurry.Load():
 		return nil, l.s.holdUntil
+	case now.Before(l.s.streamUntil) && l.s.transfers > 0 && !l.hurry.Load(): // one, so that it does not starve
+		return nil, l.s.streamUntil
 	case l.streams():
 		if l.front < len(l.c.Spans) && l.s.streams < maxBackgroundStreams {
 			l.startStream()
@@ -265,12 +280,21 @@ func (l *Layer) pace(ctx context.Context, urgent <-chan struct{}, n int64) error
 	return nil
 }
 
-// yield pauses a background transfer, whose last bytes took that long, while a
-// reader waits, unless for it (urgent is closed): its connection fills up and the
-// network is the reader's.
-func (s *Scheduler) yield(ctx context.Context, urgent <-chan struct{}, took time.Duration) {
-	if s.waiting.Load() == 0 {
+// yield pauses a background transfer of the layer, whose last n bytes took that
+// long, while a reader waits, unless for it (urgent is closed): its connection fills
+// up and the network is the reader's. What has come into the connection's buffer by
+// then takes no time, which a sequential reader would notice: while there is one it
+// counts what those bytes took to come.
+func (l *Layer) yield(ctx context.Context, urgent <-chan struct{}, took time.Duration, n int) {
+	s := l.s
+	s.mu.Lock()
+	streaming, rate := time.Now().Before(s.streamUntil), l.upstream.path.rate
+	s.mu.Unlock()
+	if s.waiting.Load() == 0 && !streaming {
 		return
+	}
+	if streaming && rate > 0 {
+		took = max(took, time.Duration(float64(n)/rate*float64(time.Second)))
 	}
 	t := time.NewTimer(min(max(yieldShare*took, yieldLeast), yieldMost))
 	defer t.Stop()

@@ -208,33 +208,96 @@ func TestReadAhead(t *testing.T) {
 		t.Errorf("%d requests for %d spans", runs, len(w.src.index.Spans))
 	}
 	var tl tails
+	now := time.Now()
 	nothing := func(int) bool { return false }
 	got := []int{}
 	next := 0
-	for range 7 {
-		n := tl.ahead(next, nothing)
-		tl.set(next + 1 + n)
-		got = append(got, n)
-		next += 1 + n
+	for range 6 { // each time at what comes after what it was given
+		x := tl.follow(next, next+1, now, nothing)
+		got = append(got, x.ahead)
+		next += 1 + x.ahead
+		x.next = next
 	}
-	if d := cmp.Diff([]int{0, 1, 2, 4, 8, 16, 16}, got); d != "" {
+	if d := cmp.Diff([]int{0, 2, 8, 32, aheadMax, aheadMax}, got); d != "" {
 		t.Error(d)
 	}
-	for i := range 20 { // readers at random places, and the old one goes on
+	for i := range 20 { // readers at random places, and the old one goes on, where it was given something too
 		at := 1000 + 100*i
-		if n := tl.ahead(at, nothing); n != 0 {
-			t.Errorf("%d spans ahead of a random reader", n)
+		if x := tl.follow(at, at+1, now, nothing); x.ahead != 0 {
+			t.Errorf("%d spans ahead of a random reader", x.ahead)
 		}
-		tl.set(at + 1)
-		if n := tl.ahead(next, nothing); n != 16 {
-			t.Fatalf("%d spans ahead of the sequential reader", n)
+		x := tl.follow(next-aheadMax/2, next-aheadMax/2+1, now, nothing)
+		if !x.streams() || x.next != next {
+			t.Fatalf("the sequential reader is at %+v, was given all before span %d", x, next)
 		}
-		tl.set(next + 17)
-		next += 17
+		next++
+		x.next = next
 	}
-	if n := tl.ahead(next+tailSlack, func(int) bool { return true }); n != 16 {
-		t.Errorf("%d spans ahead of a reader who found some here", n)
+	if x := tl.follow(next+tailSlack, next+tailSlack+1, now, func(int) bool { return true }); !x.streams() {
+		t.Errorf("%d spans ahead of a reader who found some here", x.ahead)
 	}
+	if x := tl.follow(next-1, next, now, nothing); x.ahead != 0 {
+		t.Errorf("%d spans ahead of a reader who went back", x.ahead)
+	}
+}
+
+// TestStreamFillsTheLine: who reads in order has all of the network, without too much
+// being asked for at once, and the background of other layers goes on beside it, slowly.
+func TestStreamFillsTheLine(t *testing.T) {
+	fill := func(seed int) *source {
+		tar := new(layertartest.Builder).File("f", layertartest.Fill(seed, 100<<20)).End().Bytes()
+		return newSource(tar, tar)
+	}
+	src, other := fill(1), fill(2)
+	t.Run("alone", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, src, setup{config: off, answer: new(line).answer})
+			var begun time.Time
+			const from = 40 // it is known to read in order by then
+			for i := range src.index.Spans {
+				if i == from {
+					begun = time.Now()
+				}
+				if err := w.fetch(i); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if rate := float64(len(src.tar)-from*index.SpanBytes) / time.Since(begun).Seconds() / 1e6; rate < 0.94*250 {
+				t.Errorf("a reader in order has %.0f MB/s of 250", rate)
+			}
+		})
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var net line
+		w := newWorld(t, src, setup{config: off, answer: net.answer})
+		behind := newWorld(t, other, setup{sched: w.sched, answer: net.answer})
+		time.Sleep(50 * time.Millisecond) // the background has begun
+		before := behind.layer.FetchedBytes()
+		begun := time.Now()
+		for i := range src.index.Spans {
+			if err := w.fetch(i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		took := time.Since(begun)
+		rate := float64(len(src.tar)) / took.Seconds() / 1e6
+		beside := float64(behind.layer.FetchedBytes()-before) / took.Seconds() / 1e6
+		t.Logf("%.0f MB/s of 250, %.1f MB/s beside it; %d bytes asked for at most", rate, beside, w.data.maxInFlight)
+		if rate < 0.7*250 { // 100 MB with the time that it takes to see that it is one
+			t.Errorf("a reader in order has %.0f MB/s of 250", rate)
+		}
+		if beside == 0 || beside > 60 {
+			t.Errorf("the background has %.1f MB/s beside it", beside)
+		}
+		if most := int64(2*aheadBytes + 2*runBytes); w.data.maxInFlight > most { // what has come of transfers under way counts too
+			t.Errorf("%d bytes asked for at once, want %d at most", w.data.maxInFlight, most)
+		}
+		w.sched.mu.Lock()
+		defer w.sched.mu.Unlock()
+		if n := w.layer.upstream.ahead; n != 0 {
+			t.Errorf("%d bytes are counted as under way when nothing is", n)
+		}
+	})
 }
 
 func TestRandomReadsFetchOnlyTheirs(t *testing.T) {

@@ -172,21 +172,25 @@ func (l *Layer) claim(off, n int64, unfed bool) []*flight {
 	defer l.s.mu.Unlock()
 	here := func(i int) bool { return l.c.Store.Have(i) || l.flights[i] != nil }
 	var runs []*run
+	wait, last := -1, -1 // spans that are needed
 	for i := first; i < end; i++ {
-		if needed[i-first] && !here(i) {
+		if !needed[i-first] {
+			continue
+		}
+		if last = i; wait < 0 {
+			wait = i
+		}
+		if !here(i) {
 			runs = l.extend(runs, i)
 		}
 	}
-	if len(runs) > 0 {
-		next := runs[len(runs)-1].end
-		for range l.tails.ahead(runs[0].first, here) {
-			if next >= len(l.c.Spans) || here(next) {
-				break
-			}
-			runs = l.extend(runs, next)
-			next++
+	if last >= 0 {
+		now := time.Now()
+		x := l.tails.follow(wait, last+1, now, here)
+		if x.streams() {
+			l.s.streamUntil = now.Add(streamMemory)
 		}
-		l.tails.set(next)
+		runs = l.readAhead(runs, x)
 	}
 	var flights []*flight
 	for _, r := range runs {
@@ -203,6 +207,72 @@ func (l *Layer) claim(off, n int64, unfed bool) []*flight {
 		l.start(r)
 	}
 	return flights
+}
+
+// readAhead adds what a reader is given beyond what it waits for. One who streams is
+// given whole transfers, and the background leaves the network to it. Called with
+// s.mu held.
+func (l *Layer) readAhead(runs []*run, x *tail) []*run {
+	if x.ahead == 0 {
+		return runs
+	}
+	up, needed := l.upstream, len(runs)
+	most := up.path.runBytes(l.s.runBytes)
+	end := min(x.at+1+x.ahead, len(l.c.Spans))
+	i := x.at + 1
+	for ; i < end; i++ {
+		if f := l.flights[i]; f != nil && x.streams() {
+			f.run.promote()
+		}
+		n := len(runs)
+		if l.flights[i] != nil || l.c.Store.Have(i) || n > 0 && i < runs[n-1].end {
+			continue
+		}
+		size := l.runSize(i, i+1)
+		if up.ahead+size > aheadBytes {
+			break
+		}
+		runs = l.extend(runs, i)
+		runs[len(runs)-1].ahead += size
+		up.ahead += size
+	}
+	if n := len(runs); n > needed && x.streams() && i < len(l.c.Spans) && 2*runs[n-1].ahead < most {
+		up.ahead -= runs[n-1].ahead // later, with what follows it
+		runs = runs[:n-1]
+	}
+	if n := len(runs); n > 0 {
+		x.next = max(x.next, runs[n-1].end)
+	}
+	return runs
+}
+
+// came notes that n bytes of a run have come. What was asked for ahead of a reader
+// who streams makes room for more of that: a transfer begins before another ends, so
+// that the line is never idle for a round trip.
+func (l *Layer) came(r *run, n int) {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	if r.ahead == 0 {
+		return
+	}
+	came := min(int64(n), r.ahead)
+	r.ahead -= came
+	l.upstream.ahead -= came
+	now := time.Now()
+	if l.upstream.ahead+l.upstream.path.runBytes(l.s.runBytes) > aheadBytes || !now.Before(l.s.streamUntil) {
+		return
+	}
+	for i := range l.tails.list {
+		x := &l.tails.list[i]
+		if !x.streams() || now.Sub(x.when) > streamMemory {
+			continue
+		}
+		for _, r := range l.readAhead(nil, x) {
+			r.promote()
+			l.claimRun(r)
+			l.start(r)
+		}
+	}
 }
 
 // extend adds span i to the last run, or to a new one where it does not follow

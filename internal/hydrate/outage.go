@@ -48,6 +48,7 @@ type upstream struct {
 	path   path
 	out    map[*Layer]bool // layers that cannot be had at the moment
 	trying int             // background transfers of such layers
+	ahead  int64           // compressed bytes that were asked for ahead of readers and have not come
 	since  time.Time       // when the first of them failed
 	said   time.Time       // when it was logged last; zero when it is over
 }

@@ -88,7 +88,7 @@ func (s *Scheduler) nextWanted() (*Layer, *run) {
 			r.end++
 			s.wanted = s.wanted[1:]
 		}
-		r.ahead = true
+		r.prefetch = true
 		l.claimRun(r)
 		return l, r
 	}

@@ -15,7 +15,7 @@ import (
 // are ended by it and by nobody else, but for a stream, which ends all.
 type run struct {
 	first, end int
-	ahead      bool          // Prefetch's: does not make way for readers
+	prefetch   bool          // does not make way for readers
 	urgent     chan struct{} // closed once someone waits for one of its spans
 	progress   atomic.Int64  // when the last byte came, in Unix ns
 
@@ -24,6 +24,7 @@ type run struct {
 	cancel   context.CancelCauseFunc // ends its transfer; nil while it has none
 	asking   bool                    // somebody finds out whether it is stuck
 	tries    bool                    // it is the background's and counted in upstream.trying
+	ahead    int64                   // bytes to come of what was asked for ahead of a reader
 }
 
 func newRun(first, end int) *run { return &run{first: first, end: end, urgent: make(chan struct{})} }
@@ -64,6 +65,9 @@ func (l *Layer) claimRun(r *run) {
 
 // start fetches a claimed run for a reader. Called with s.mu held.
 func (l *Layer) start(r *run) {
+	if l.closed || l.s.closed || l.streams() {
+		l.notAhead(r)
+	}
 	if l.closed || l.s.closed {
 		l.land(r.first, r.end, nil, ErrClosed)
 		return
@@ -77,6 +81,13 @@ func (l *Layer) start(r *run) {
 		defer l.s.wg.Done()
 		l.settle(r, l.transferReader(r))
 	})
+}
+
+// notAhead says that no more comes of what was asked for ahead of a reader. Called
+// with s.mu held.
+func (l *Layer) notAhead(r *run) {
+	l.upstream.ahead -= r.ahead
+	r.ahead = 0
 }
 
 // transferReader is transfer in one of the connections of readers.
@@ -93,6 +104,7 @@ func (l *Layer) transferReader(r *run) error {
 // settle ends a run: spans that are here well, the others with err.
 func (l *Layer) settle(r *run, err error) {
 	l.s.mu.Lock()
+	l.notAhead(r)
 	if errors.Is(err, registry.ErrNoRanges) && l.c.Stream != nil && !l.closed && !l.s.closed {
 		// The flights stay in the air: the stream brings them down.
 		l.noRanges = true

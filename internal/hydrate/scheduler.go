@@ -81,6 +81,9 @@ type Scheduler struct {
 	held      time.Time  // since when the background is held back
 	holdUntil time.Time  // and until when, unless somebody waits for a whole layer
 	closed    bool
+
+	streamUntil time.Time // until then the network is a sequential reader's
+	transfers   int       // of the background, under way
 }
 
 // ErrClosed is returned for what a closed scheduler or layer can no longer do.

@@ -88,7 +88,7 @@ func (p *pacedReader) Read(b []byte) (int, error) {
 		err = &sourceError{err}
 	}
 	if n > 0 && p.l.waiting.Load() == 0 {
-		p.l.s.yield(p.ctx, nil, took)
+		p.l.yield(p.ctx, nil, took, n)
 		if werr := p.l.pace(p.ctx, nil, int64(n)); werr != nil {
 			return n, werr
 		}

@@ -1,56 +1,73 @@
 package hydrate
 
+import "time"
+
 const (
-	// aheadMax bounds how many spans a sequential reader is given at once.
-	aheadMax = 16
+	// aheadMax and aheadBytes bound how many spans a sequential reader is given
+	// ahead of where it is, and the compressed bytes that one source is asked for ahead of
+	// readers and has not sent: what fills a line of 250 MB/s at 20 ms.
+	aheadMax   = 48
+	aheadBytes = 12 << 20
+	// aheadGrowth is how many times as much a reader is given with each span that
+	// it goes on.
+	aheadGrowth = 4
 	// tailSlack is how many spans that are here a reader may have read past
 	// without our notice and still count as sequential.
 	tailSlack = 32
 	// maxTails is the number of readers of one layer that are followed.
 	maxTails = 8
+	// streamMemory is for how long the background leaves the network to a
+	// sequential reader after it waited last.
+	streamMemory = 250 * time.Millisecond
 )
 
-// tail is where a reader who goes on in order comes next.
+// tail is a reader who may be going on in order.
 type tail struct {
-	next  int // span after the last one it was given
-	ahead int // spans given beyond what it asked for
+	at    int       // span that it waited for last
+	next  int       // span after the last one it was given
+	ahead int       // how many it is given beyond what it waits for
+	when  time.Time // it waited last
 }
+
+// streams reports whether the reader has gone on in order long enough to be given
+// as much as there may be.
+func (t tail) streams() bool { return t.ahead == aheadMax }
 
 // tails follows the sequential readers of a layer, the last one first.
-type tails struct {
-	list []tail
-	hit  int // index of the tail that ahead found, -1 for none
+type tails struct{ list []tail }
+
+// follow returns the reader who waits for the spans [first, end): at a new place it
+// is given nothing ahead, and more with each span that it goes on. here reports
+// whether a span is here or in flight.
+func (t *tails) follow(first, end int, now time.Time, here func(i int) bool) *tail {
+	i := t.find(first, here)
+	if i < 0 {
+		i = min(len(t.list), maxTails-1)
+		t.list = append(t.list[:i], tail{at: first, next: end})
+	} else if x := &t.list[i]; first > x.at {
+		x.at, x.next, x.ahead = first, max(x.next, end), min(max(aheadGrowth*x.ahead, 2), aheadMax)
+	}
+	x := t.list[i]
+	x.when = now
+	copy(t.list[1:], t.list[:i])
+	t.list[0] = x
+	return &t.list[0]
 }
 
-// ahead returns how many spans beyond what it asks for a reader should get whose
-// first missing span is first: none at a new place, twice as many each time it
-// goes on. here reports whether a span is here or in flight.
-func (t *tails) ahead(first int, here func(i int) bool) int {
-	t.hit = -1
+// find returns the reader who may wait for span first now: it was given that, or
+// all between was here.
+func (t *tails) find(first int, here func(i int) bool) int {
 	for i, x := range t.list {
-		if first < x.next || first > x.next+tailSlack {
+		if first < x.at || first > x.next+tailSlack {
 			continue
 		}
 		at := x.next
 		for at < first && here(at) {
 			at++
 		}
-		if at == first {
-			t.hit = i
-			return min(max(2*x.ahead, 1), aheadMax)
+		if at >= first {
+			return i
 		}
 	}
-	return 0
-}
-
-// set notes where the reader whom ahead was asked about comes next.
-func (t *tails) set(next int) {
-	n := tail{next: next}
-	if t.hit >= 0 {
-		n.ahead = min(max(2*t.list[t.hit].ahead, 1), aheadMax)
-		t.list = append(t.list[:t.hit], t.list[t.hit+1:]...)
-	} else if len(t.list) == maxTails {
-		t.list = t.list[:maxTails-1]
-	}
-	t.list = append([]tail{n}, t.list...)
+	return -1
 }

@@ -213,22 +213,23 @@ func (t *receiver) receive(ctx context.Context) error {
 	}
 	defer body.Close()
 	answered := time.Now()
-	have, took := int64(0), time.Duration(0)
+	have, took, got := int64(0), time.Duration(0), 0
 	for i := t.first; i < t.end; i++ {
 		span := t.l.c.Spans[i]
 		from := span.OffsetCompressed - t.start
 		need := from + span.BytesCompressed
 		for have < need {
-			if !t.run.ahead {
-				t.l.s.yield(ctx, t.run.urgent, took)
+			if !t.run.prefetch {
+				t.l.yield(ctx, t.run.urgent, took, got)
 			}
 			begun := time.Now()
 			n, err := io.ReadFull(body, t.buf[have:min(need, have+readChunk)])
-			took = time.Since(begun)
+			took, got = time.Since(begun), n
 			have += int64(n)
 			t.l.fetched(int64(n), t.run.isUrgent())
 			if n > 0 {
 				t.run.progress.Store(time.Now().UnixNano())
+				t.l.came(t.run, n)
 			}
 			if err != nil {
 				return &sourceError{fmt.Errorf("fetch layer %s span %d: %w", blob, i, err)}
@@ -266,7 +267,7 @@ func (l *Layer) decodeSpan(ctx context.Context, r *run, i int, src, window []byt
 	if l.c.Store.Have(i) {
 		return nil
 	}
-	if !l.hurry.Load() && !r.ahead {
+	if !l.hurry.Load() && !r.prefetch {
 		// Turns are given in order: what the background has to decode queues up
 		// here, not before a reader's span.
 		select {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	digest "github.com/opencontainers/go-digest"
@@ -117,6 +118,38 @@ func (s *scripted) count() int {
 	return len(s.requests)
 }
 
+// line is a network: 20 ms to the first byte, 60 MB/s a connection, 250 MB/s in all.
+type line struct {
+	mu   sync.Mutex
+	free time.Time
+}
+
+func (l *line) answer(_ context.Context, _ int, _ request, body []byte) (io.Reader, error) {
+	time.Sleep(20 * time.Millisecond)
+	return &lineBody{line: l, b: body}, nil
+}
+
+type lineBody struct {
+	line *line
+	b    []byte
+}
+
+func (r *lineBody) Read(b []byte) (int, error) {
+	if len(r.b) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b[:min(len(b), 64<<10)], r.b)
+	r.b = r.b[n:]
+	bits := func(rate float64) time.Duration { return time.Duration(float64(n) / rate * 1e9) }
+	r.line.mu.Lock()
+	now := time.Now()
+	r.line.free = later(r.line.free, now).Add(bits(250e6))
+	until := later(r.line.free, now.Add(bits(60e6)))
+	r.line.mu.Unlock()
+	time.Sleep(time.Until(until))
+	return n, nil
+}
+
 type closer struct {
 	io.Reader
 	done func()
@@ -154,7 +187,8 @@ type setup struct {
 	bootID  string
 	answer  func(ctx context.Context, i int, r request, body []byte) (io.Reader, error)
 	windows func(ctx context.Context, i int, r request, body []byte) (io.Reader, error)
-	held    bool // the background is held back when the layer is added
+	sched   *Scheduler // of another world
+	held    bool       // the background is held back when the layer is added
 }
 
 func newWorld(t *testing.T, src *source, o setup) *world {
@@ -179,7 +213,9 @@ func newWorld(t *testing.T, src *source, o setup) *world {
 	if o.config != nil {
 		o.config(&c)
 	}
-	w.sched = New(o.opts)
+	if w.sched = o.sched; w.sched == nil {
+		w.sched = New(o.opts)
+	}
 	if o.held {
 		w.sched.AwaitFeed()
 	}
