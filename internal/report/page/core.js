@@ -88,17 +88,23 @@ function showTip(e, lines, x, y) {
   tipBox.style.left = Math.max(6, Math.min(x + 12, innerWidth - r.width - 8)) + "px";
   tipBox.style.top = (y + 18 + r.height > innerHeight ? Math.max(4, y - r.height - 10) : y + 18) + "px";
 }
-function hideTip() { tipBox.hidden = true; }
+let focused = null; // element whose tip is shown because it has the focus
+function hideTip() { tipBox.hidden = true; focused = null; }
+function tipAtFocus(e, lines) {
+  const r = e.getBoundingClientRect();
+  showTip(e, lines, r.left + Math.min(r.width / 2, 200), r.top + Math.min(r.height, 60) - 6);
+  focused = [e, lines];
+}
 function tip(e, lines) {
   const get = () => typeof lines === "function" ? lines() : lines;
   e.setAttribute("aria-label", get().filter(known).join(". "));
   e.addEventListener("mousemove", (ev) => { showTip(e, get(), ev.clientX, ev.clientY); ev.stopPropagation(); });
   e.addEventListener("mouseleave", hideTip);
   if (!e.hasAttribute("tabindex")) return; // a listener would make it focusable
-  e.addEventListener("focus", () => { if (!e.matches(":focus-visible")) return; const r = e.getBoundingClientRect(); showTip(e, get(), r.left + Math.min(r.width / 2, 200), r.top + Math.min(r.height, 60) - 6); });
+  e.addEventListener("focus", () => { if (e.matches(":focus-visible")) tipAtFocus(e, get()); });
   e.addEventListener("blur", hideTip);
 }
-addEventListener("scroll", hideTip, { passive: true });
+addEventListener("scroll", () => { if (focused) tipAtFocus(...focused); else hideTip(); }, { passive: true }); // the focus itself may scroll
 addEventListener("keydown", (e) => { if (e.key === "Escape") hideTip(); });
 
 // Charts are drawn for the width that they have, and again when it changes.
