@@ -52,6 +52,23 @@ func TestMeasureAttach(t *testing.T) {
 		checkAttached(t, snapshotter, rec, port)
 	}
 	checkOthers(c, ref)
+
+	// A kubelet's, with a network of its own; its sandbox is not measured.
+	k := c.kubelet()
+	p := c.start("measure", "--attach", "--namespace", "k8s.io", "--containerd-address", c.path("c.sock"), "--ready", "http://127.0.0.1:8080/ready", "--starts", "1", "--json")
+	p.tells("watching containerd")
+	pod := k.runPod("one")
+	if err := k.pullImage(ref, nil); err != nil {
+		t.Fatal(err)
+	}
+	pod.start("server", ref, "PORT=8080")
+	rec := attached(t, p.wait())
+	checkAttached(t, "pod", rec, "8080")
+	if s := rec.Subjects[0]; s.Image != ref {
+		t.Errorf("pod: image %s, want %s", s.Image, ref)
+	}
+	pod.remove()
+	k.removeImage(ref)
 }
 
 func checkAttached(t *testing.T, what string, rec *profile.Record, port string) {
@@ -66,16 +83,20 @@ func checkAttached(t *testing.T, what string, rec *profile.Record, port string) 
 	if e := run.Event(profile.EventListen); e != nil && e.Detail != "port "+port {
 		t.Errorf("%s: it listens at %s, want %s", what, e.Detail, port)
 	}
-	sum := 0.0
-	for _, name := range profile.Phases[:profile.StartPhases] {
+	sum, known := 0.0, true
+	for i, name := range profile.Phases[:profile.StartPhases] {
 		p := run.Phase(name)
 		if p == nil || p.Ms == nil {
-			t.Errorf("%s: %s is %+v", what, name, p)
+			// It loads for some milliseconds: where the machine is busy its opens are heard of later.
+			if loads := i == 3 || i == 4; !loads || p == nil || p.Reason == "" {
+				t.Errorf("%s: %s is %+v", what, name, p)
+			}
+			known = false
 			continue
 		}
 		sum += *p.Ms
 	}
-	if run.TotalMs == nil || math.Abs(sum-*run.TotalMs) > 0.02**run.TotalMs {
+	if run.TotalMs == nil || known && math.Abs(sum-*run.TotalMs) > 0.02**run.TotalMs {
 		t.Errorf("%s: phases add up to %.1f ms, want %v", what, sum, run.TotalMs)
 	}
 	for _, path := range []string{"/usr/sbin/nginx", "/etc/nginx/nginx.conf"} {
@@ -87,7 +108,7 @@ func checkAttached(t *testing.T, what string, rec *profile.Record, port string) 
 		t.Errorf("%s: processes %+v", what, run.Processes)
 	}
 	if t.Failed() {
-		t.Logf("%s: %+v\nsignals %+v", what, run.Events, rec.Signals)
+		t.Logf("%s: %+v\nsignals %+v\nreads %+v", what, run.Events, rec.Signals, run.Reads[:min(10, len(run.Reads))])
 	}
 }
 

@@ -85,6 +85,7 @@ func runMeasureECS(cmd *cobra.Command, g *globalOptions, opts *measureECSOptions
 	switch {
 	case live:
 		opts.ask.WatchMs = opts.watch.Milliseconds()
+		sayWatching(cmd, opts.watch)
 		err = askCloud(cmd.Context(), &r, cloud.CallECS, opts.ask)
 	case opts.metadata:
 		err = readTaskMetadata(cmd.Context(), &r, os.Getenv("ECS_CONTAINER_METADATA_URI_V4"))

@@ -67,6 +67,7 @@ func runMeasureKubernetes(cmd *cobra.Command, g *globalOptions, opts *measureKub
 	var err error
 	if live {
 		opts.ask.WatchMs = opts.watch.Milliseconds()
+		sayWatching(cmd, opts.watch)
 		err = askCloud(cmd.Context(), &r, cloud.CallKubernetes, opts.ask)
 	} else {
 		err = readDocuments(cmd, &r, args)

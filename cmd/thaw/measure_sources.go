@@ -63,6 +63,13 @@ func readDocuments(cmd *cobra.Command, into documents, names []string) error {
 	return nil
 }
 
+// sayWatching says that it will take a while.
+func sayWatching(cmd *cobra.Command, d time.Duration) {
+	if d > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "thaw: watching for %v\n", d)
+	}
+}
+
 // askCloud has the program ask, and reads the documents that it answers with.
 func askCloud(ctx context.Context, into documents, call string, args any) error {
 	exe, err := findCloudExe()

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	maxPods   = 100_000
-	maxEvents = 1_000_000
+	maxPods     = 100_000
+	maxVersions = 1000 // of a pod
+	maxEvents   = 1_000_000
 )
 
 // Reader collects objects. The zero value is ready.
@@ -21,6 +22,7 @@ type Reader struct {
 	order   []string
 	events  map[string][]*event // by namespace/name of the pod
 	n       int                 // of events
+	seen    map[string]bool     // events, by their UID
 	Skipped int                 // objects of other kinds
 }
 
@@ -142,6 +144,14 @@ func (r *Reader) pod(p *pod) error {
 		s = &seen{}
 		r.pods[key], r.order = s, append(r.order, key)
 	}
+	for _, v := range s.versions { // who watches sees the same again and again
+		if v.Metadata.ResourceVersion != "" && v.Metadata.ResourceVersion == p.Metadata.ResourceVersion {
+			return nil
+		}
+	}
+	if len(s.versions) >= maxVersions {
+		return fmt.Errorf("more than %d versions of the pod %s", maxVersions, p.Metadata.Name)
+	}
 	s.versions = append(s.versions, p)
 	return nil
 }
@@ -151,6 +161,15 @@ func (r *Reader) event(e *event) error {
 	if about.Kind != "Pod" {
 		r.Skipped++
 		return nil
+	}
+	if uid := e.Metadata.UID; uid != "" {
+		if r.seen[uid] {
+			return nil // only its count and last time change
+		}
+		if r.seen == nil {
+			r.seen = map[string]bool{}
+		}
+		r.seen[uid] = true
 	}
 	if r.n++; r.n > maxEvents {
 		return fmt.Errorf("more than %d events", maxEvents)
