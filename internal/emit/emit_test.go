@@ -250,7 +250,8 @@ func TestUnknown(t *testing.T) {
 
 func TestNames(t *testing.T) {
 	for image, want := range map[string]string{"nginx": "nginx", "docker.io/library/nginx:1": "nginx", "team/app": "team/app",
-		"registry.example.com:5000/team/app:1.2@sha256:" + strings.Repeat("0a", 32): "team/app", "oci:/tmp/some/layout:tag": "layout", "Not A Reference": "Not A Reference"} {
+		"registry.example.com:5000/team/app:1.2@sha256:" + strings.Repeat("0a", 32): "team/app", "oci:/tmp/some/layout:node": "node", "oci:/tmp/some/layout": "layout",
+		"oci:/tmp/some/layout:1.2": "layout", "oci:/tmp/some/layout:v3": "layout", "oci:/tmp/some/layout:latest": "layout", "Not A Reference": "Not A Reference"} {
 		if got := ServiceName(image); got != want {
 			t.Errorf("service of %s is %q, want %q", image, got, want)
 		}

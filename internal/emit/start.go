@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -139,15 +140,22 @@ func known(ms *float64) *float64 {
 	return &v
 }
 
+// versionRegexp is what tags are that name no image.
+var versionRegexp = regexp.MustCompile(`^(v?[0-9]|latest$)`)
+
 // ServiceName is the name of a service whose image is all that is known: the image's
-// repository, without registry, tag and digest. What Docker Hub has of its own is
-// called as people call it: nginx, not library/nginx.
+// repository, without registry, tag and digest; of an image in a layout its tag, if that
+// is no version, else the layout's directory. What Docker Hub has of its own is called
+// as people call it: nginx, not library/nginx.
 func ServiceName(image string) string {
 	ref, err := oci.ParseReference(image)
 	switch {
 	case err != nil:
 		return image
 	case ref.IsLayout():
+		if ref.Tag != "" && !versionRegexp.MatchString(ref.Tag) {
+			return ref.Tag
+		}
 		return path.Base(ref.LayoutDir)
 	case ref.Registry == oci.DockerHub:
 		return strings.TrimPrefix(ref.Repository, "library/")
