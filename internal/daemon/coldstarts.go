@@ -1,7 +1,9 @@
 package daemon
 
 import (
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/emit"
@@ -18,7 +20,8 @@ const maxServiceBytes = 128
 // serviceOf is what an image's starts are counted under: its label, or its repository.
 func serviceOf(ref oci.Reference, img *oci.Image) string {
 	if img != nil {
-		if name := img.Config.Config.Labels[serviceLabel]; name != "" && len(name) <= maxServiceBytes {
+		name := img.Config.Config.Labels[serviceLabel]
+		if name != "" && len(name) <= maxServiceBytes && !strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) {
 			return name
 		}
 	}
@@ -38,14 +41,20 @@ func (m *mounted) startMode() string {
 	return "lazy"
 }
 
+// startCold is what of an image was here, if that was nothing. Else nobody looked at what
+// of it was in the page cache.
+func (m *mounted) startCold() string {
+	if m.foundBytes == 0 {
+		return profile.ColdL0
+	}
+	return ""
+}
+
 // coldStart is a container's start as far as it was told, for metrics. What goes on
 // between its exec and its first good answer the daemon does not know. Called with
 // m.mu held.
 func (m *mounted) coldStart() emit.Start {
-	s := emit.Start{Service: serviceOf(m.img.ref, m.img.oci), Mode: m.startMode()}
-	if m.foundBytes == 0 {
-		s.Cold = profile.ColdL0 // else nobody looked at what of it was in the page cache
-	}
+	s := emit.Start{Service: serviceOf(m.img.ref, m.img.oci), Mode: m.startMode(), Cold: m.startCold()}
 	add := func(phase string, from, to time.Time) {
 		s.Phases = append(s.Phases, emit.Phase{Name: phase, Ms: max(0, float64(to.Sub(from))/float64(time.Millisecond))})
 	}

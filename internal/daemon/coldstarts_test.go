@@ -82,6 +82,9 @@ func TestCountStart(t *testing.T) {
 			m.img.oci.Config.Config.Labels = map[string]string{serviceLabel: "shop"}
 		}, []api.Times{{Created: created, Started: started}}, false,
 			map[string]float64{"coldstart_starts_total shop eager L0": 1, "coldstart_phase_seconds shop queue": 20, "coldstart_phase_seconds shop image_pull": 100, "coldstart_phase_seconds shop runtime_init": 30}},
+		"a label that cannot be printed": {func(m *mounted) {
+			m.img.oci.Config.Config.Labels = map[string]string{serviceLabel: "a\nb"}
+		}, []api.Times{{Created: created, Started: started}}, false, with(map[string]float64{"coldstart_starts_total team/app lazy L0": 1})},
 		"a label that is too long": {func(m *mounted) {
 			m.img.oci.Config.Config.Labels = map[string]string{serviceLabel: strings.Repeat("x", 200)}
 		}, []api.Times{{Created: created, Started: started}}, false, with(map[string]float64{"coldstart_starts_total team/app lazy L0": 1})},

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/emit"
 	"github.com/thaw-project/thaw/internal/profile"
 	"github.com/thaw-project/thaw/internal/report"
 	"github.com/thaw-project/thaw/internal/trace"
@@ -201,14 +202,7 @@ func (d *Daemon) profileOf(m *mounted, id string, here int64, ready *api.Stats) 
 		cost.HereBytes = cost.NeededBytes - cost.RegistryBytes
 	}
 	profile.Derive(&run)
-	mode := m.Mode
-	if mode != api.ModeEager {
-		mode = "lazy"
-		if now.Bundle != "" {
-			mode = "lazy+bundle"
-		}
-	}
-	s := profile.Subject{Name: "start", Image: m.img.ref.String(), Manifest: m.Manifest.String(), Mode: mode, ImageBytes: now.ImageBytes, UnpackedBytes: now.UnpackedBytes, Runs: []profile.Run{run}}
+	s := profile.Subject{Name: "start", Image: m.img.ref.String(), Manifest: m.Manifest.String(), Mode: m.startMode(), Cold: m.startCold(), ImageBytes: now.ImageBytes, UnpackedBytes: now.UnpackedBytes, Runs: []profile.Run{run}}
 	for i, l := range m.layers {
 		s.Layers = append(s.Layers, profile.Layer{Digest: l.blob.String(), Bytes: m.img.oci.Layers[i].Descriptor.Size, UnpackedBytes: l.store.Meta().TarBytes})
 	}
@@ -219,7 +213,7 @@ func (d *Daemon) profileOf(m *mounted, id string, here int64, ready *api.Stats) 
 	if cost.NeededBytes == 0 {
 		signals[1].Reason = "waits only: this start was not recorded"
 	}
-	return &profile.Record{Version: profile.Version, ID: id, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: d.cfg.Version, Signals: signals, Subjects: []profile.Subject{s}}
+	return &profile.Record{Version: profile.Version, ID: id, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: d.cfg.Version, Labels: map[string]string{emit.LabelService: serviceOf(m.img.ref, m.img.oci)}, Signals: signals, Subjects: []profile.Subject{s}}
 }
 
 // startCommand is what a container of thaw run runs.
