@@ -289,7 +289,7 @@ func TestMeasureSlowNetwork(t *testing.T) {
 func TestMeasureEnds(t *testing.T) {
 	testenv.NeedRuntime(t)
 	n := newNode(t)
-	p := n.start(n.measureArgs("nginx", "/ready", "--net", "fast", "--runs", "50")...)
+	p := n.start(n.measureArgs("nginx", "/ready", "--net", "none", "--mode", "no-index", "--runs", "50")...)
 	if !p.err.wait("nginx 1/50", p.done) {
 		t.Fatalf("no run: %s", p.err)
 	}
@@ -299,7 +299,7 @@ func TestMeasureEnds(t *testing.T) {
 	}
 	n.measureLeft()
 
-	p = n.start(n.measureArgs("nginx", "/ready", "--net", "fast", "--runs", "50")...)
+	p = n.start(n.measureArgs("nginx", "/ready", "--net", "none", "--mode", "no-index", "--runs", "50")...)
 	if !p.err.wait("nginx 1/50", p.done) {
 		t.Fatalf("no run: %s", p.err)
 	}
@@ -317,7 +317,7 @@ func TestMeasureEnds(t *testing.T) {
 	if left, _ := filepath.Glob(n.path("thaw-measure-*")); len(left) != 1 {
 		t.Errorf("killed, it left %v", left)
 	}
-	n.refuses(exitFailed, "thaw run: ", append(n.measureArgs("nginx", "/ready", "--net", "fast", "--runs", "1"), "--", "/bin/false")...)
+	n.refuses(exitFailed, "thaw run: ", append(n.measureArgs("nginx", "/ready", "--net", "none", "--mode", "no-index", "--runs", "1"), "--", "/bin/false")...)
 	n.measureLeft()
 	if left, _ := filepath.Glob(instances); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
@@ -378,5 +378,81 @@ func TestMeasureTable(t *testing.T) {
 	startKnown(t, &rec.Subjects[0].Runs[0])
 	if waits := rec.Subjects[0].Runs[0].Waits; len(waits) > 0 {
 		t.Errorf("all of it was here, and a read waited: %+v", waits)
+	}
+}
+
+// TestMeasureDegraded: where the kernel's tracing cannot be had, as in a PID namespace of
+// its own, the rest says as much as it can, and why not more.
+func TestMeasureDegraded(t *testing.T) {
+	testenv.NeedRuntime(t)
+	n := newNode(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := n.command(n.measureArgs("nginx", "/ready", "--net", "none", "--mode", "no-index", "--runs", "1", "--json")...)
+	unshare := exec.Command("unshare", slices.Concat([]string{"--pid", "--fork", "--kill-child", "--mount-proc", exe}, cmd.Args[1:])...)
+	unshare.Env, unshare.Dir = cmd.Env, cmd.Dir
+	var stderr strings.Builder
+	unshare.Stderr = &stderr
+	b, err := unshare.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, &stderr)
+	}
+	rec, err := profile.Decode(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]profile.Signal{}
+	for _, s := range rec.Signals {
+		used[s.Name] = s
+	}
+	if s := used[profile.SignalTracefs]; s.Used || !strings.Contains(s.Reason, "PID namespace") {
+		t.Errorf("tracefs: %+v", s)
+	}
+	if s := used[profile.SignalProc]; !s.Used || s.Reason == "" {
+		t.Errorf("proc: %+v", s)
+	}
+	r := &rec.Subjects[0].Runs[0]
+	startKnown(t, r)
+	if e := r.Event(profile.EventListen); e == nil || e.Source != profile.SignalProc || e.PrecisionMs == 0 {
+		t.Errorf("listening: %+v", e)
+	}
+	if e := r.Event(profile.EventStarted); e == nil || e.Confidence != profile.Estimated {
+		t.Errorf("execution: %+v", e)
+	}
+}
+
+// TestMeasureOverhead: starts that nobody observes are compared with those that are.
+func TestMeasureOverhead(t *testing.T) {
+	if os.Getenv("THAW_LONG") == "" {
+		t.Skip("needs THAW_LONG: it takes half a minute")
+	}
+	testenv.NeedRuntime(t)
+	n := newNode(t)
+	rec := n.measured(n.start(n.measureArgs("node", "/health/ready", "--net", "none", "--mode", "no-index", "--cold", "L2", "--runs", "5", "--overhead", "--json")...),
+		"node 1/5", "node unobserved 3/5", "node unobserved 5/5")
+	c := profile.CompareSubjects(&rec.Subjects[1], &rec.Subjects[0])
+	total := c.Measure(profile.MeasureTotal)
+	t.Logf("unobserved %.0f ms, observed %.0f ms: %s", total.A.P50, total.B.P50, total.Verdict)
+	if p := rec.Subjects[1].Runs[0].Phase(profile.PhaseDependencyLoad); p.Ms != nil {
+		t.Errorf("unobserved, and dependencies are known: %+v", p)
+	}
+	startKnown(t, &rec.Subjects[0].Runs[0])
+}
+
+// TestMeasureBundle: a start-up bundle is made before anything is measured.
+func TestMeasureBundle(t *testing.T) {
+	if os.Getenv("THAW_LONG") == "" {
+		t.Skip("needs THAW_LONG: it takes half a minute")
+	}
+	testenv.NeedRuntime(t)
+	n := newNode(t)
+	rec := n.measured(n.start(n.measureArgs("nginx", "/ready", "--net", "cloud", "--runs", "2", "--mode", "lazy", "--compare-mode", "lazy+bundle", "--json")...),
+		"nginx lazy 1/2", "nginx lazy+bundle 1/2", "nginx lazy 2/2")
+	for i := range rec.Subjects {
+		for k := range rec.Subjects[i].Runs {
+			startKnown(t, &rec.Subjects[i].Runs[k])
+		}
 	}
 }

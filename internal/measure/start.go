@@ -90,7 +90,7 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 		return nil, err
 	}
 	defer other.Close()
-	args := slices.Concat([]string{"--root", s.Start.Root, "run", "--observer-fd", "3", "--ready", s.Start.Ready}, s.Start.ImageFlags, s.Start.RunFlags, []string{s.Start.Image}, s.Start.Args)
+	args := slices.Concat([]string{"--root", s.Start.Root, "run", "--observer-fd", "3", "--ready", s.Start.Ready}, s.imageFlags(), s.Start.RunFlags, []string{s.Start.Image}, s.Start.Args)
 	st := &started{subject: s, client: api.NewClient(s.Start.Root), gate: conn, stderr: &tail{}, ended: make(chan struct{}), created: make(chan struct{})}
 	st.cmd = exec.Command(s.Start.Exe, args...)
 	st.cmd.Args[0] = "thaw"
