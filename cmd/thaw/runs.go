@@ -29,7 +29,7 @@ the daemon's own starts; thaw runs pin keeps one for good.
 ` + runHelp + `
 Where a command takes RUN@SUBJECT, it means one image of a record with several.`,
 	}
-	group(cmd, newRunsLsCommand(g), newRunsShowCommand(g), newRunsCompareCommand(g), newRunsExportCommand(g), newRunsImportCommand(g), newRunsRmCommand(g),
+	group(cmd, newRunsLsCommand(g), newRunsShowCommand(g), newRunsCompareCommand(g), newRunsCheckCommand(g), newRunsExportCommand(g), newRunsImportCommand(g), newRunsRmCommand(g),
 		newRunsPinCommand(g, "pin", true), newRunsPinCommand(g, "unpin", false))
 	return cmd
 }

@@ -32,7 +32,7 @@ var floors = []struct {
 	{"index", []string{"./internal/index"}},
 	{"sources", []string{"./internal/sources", "./internal/sources/ecs", "./internal/sources/kubernetes", "./internal/sources/containerd"}},
 	{"I/O", []string{"./internal/registry", "./internal/layerstore", "./internal/indexstore", "./internal/tracestore", "./internal/profilestore", "./internal/credentials", "./internal/journal", "./internal/metrics", "./internal/spans", "./internal/spans/export", "./internal/systemd", "./internal/report"}},
-	{"engines", []string{"./internal/criproxy", "./internal/emit", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
+	{"engines", []string{"./internal/budget", "./internal/criproxy", "./internal/emit", "./internal/hydrate", "./internal/startup", "./internal/indexer", "./internal/trust", "./internal/snapshotter", "./internal/container", "./internal/mount", "./internal/mount/fanotify",
 		"./internal/mount/fanotify/group", "./internal/mount/fuse", "./internal/mount/keeper", "./internal/mount/mounttest"}},
 	{"services", []string{"./internal/daemon", "./internal/daemon/api", "./internal/lab", "./internal/watch", "./internal/install"}},
 	{"measuring", []string{"./internal/bench", "./internal/bench/containerd", "./internal/cloud", "./internal/cloud/aws", "./internal/cloud/kube"}},

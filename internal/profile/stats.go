@@ -156,14 +156,14 @@ func bootstrap(sorted []float64, q float64) Interval {
 // Should Know About the Bootstrap, 2015) proposes: the expanded percentile interval.
 func middle(values []float64, n int) Interval {
 	slices.Sort(values)
-	z := student(n-1) * math.Sqrt(float64(n)/float64(n-1))
+	z := Student(n-1) * math.Sqrt(float64(n)/float64(n-1))
 	tail := math.Erfc(z/math.Sqrt2) / 2
 	return Interval{percentile(values, tail), percentile(values, 1-tail)}
 }
 
-// student is the 97.5th percentile of Student's distribution, to 0.3 % from 4 degrees
+// Student is the 97.5th percentile of Student's distribution, to 0.3 % from 4 degrees
 // of freedom on (Abramowitz and Stegun 26.7.5).
-func student(degrees int) float64 {
+func Student(degrees int) float64 {
 	const z = 1.959963984540054
 	const z3, z5, z7 = z * z * z, z * z * z * z * z, z * z * z * z * z * z * z
 	v := float64(degrees)

@@ -104,7 +104,7 @@ func TestBootstrapExact(t *testing.T) {
 		}
 		ci := *Summarize(samples).MedianCI
 		// Its ends are those of a share within 0.7 % of what is left at each of them.
-		tail := math.Erfc(student(n-1)*math.Sqrt(float64(n)/float64(n-1))/math.Sqrt2) / 2
+		tail := math.Erfc(Student(n-1)*math.Sqrt(float64(n)/float64(n-1))/math.Sqrt2) / 2
 		for _, end := range []struct{ at, share float64 }{{ci.Low, tail}, {ci.High, 1 - tail}} {
 			k := int(math.Ceil(end.at))
 			if from, to := below(k-1), below(k); from > end.share+0.007 || to < end.share-0.007 {
@@ -136,7 +136,7 @@ func TestBootstrapCoverage(t *testing.T) {
 // TestStudent: printed tables.
 func TestStudent(t *testing.T) {
 	for degrees, want := range map[int]float64{4: 2.776, 5: 2.571, 9: 2.262, 14: 2.145, 30: 2.042, 120: 1.980} {
-		if got := student(degrees); math.Abs(got-want) > 0.003*want {
+		if got := Student(degrees); math.Abs(got-want) > 0.003*want {
 			t.Errorf("%d degrees of freedom: %v, want %v", degrees, got, want)
 		}
 	}
