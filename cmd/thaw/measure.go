@@ -61,6 +61,8 @@ type measureOptions struct {
 	quiet        bool
 	save         bool
 	changedNet   bool
+	budget       budgetOptions
+	judgment     *judgment // nil: nothing is judged
 }
 
 func newMeasureCommand(g *globalOptions) *cobra.Command {
@@ -102,11 +104,15 @@ eager (all of the image is brought first), no-index, auto (as thaw run does by i
 the default of an image in a registry). docs/measuring.md says what each phase means
 and how it is seen, docs/formats/profile.md describes the JSON.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the measurement says nothing (a run was
-not as cold as it had to be, or something was missed), 4 not allowed here, 130 interrupted.`,
+` + budgetHelp + `
+
+Exit codes: 0 done and within all budgets, 1 failed, or a budget or the baseline was
+missed, 2 wrong usage, 3 the measurement says nothing (a run was not as cold as it had to
+be, something was missed, a budget is inconclusive), 4 not allowed here, 130 interrupted.`,
 		Example: `  thaw measure oci:./layout:app --ready http://127.0.0.1:8080/healthz
   thaw measure oci:./layout:app --ready tcp:8080 --request GET:/api/items --compare-mode eager
   thaw measure registry.example.com/app:1.2 --ready tcp:8080 --runs auto --cold L1
+  thaw measure oci:./layout:app --ready tcp:8080 --budget 1s --baseline main.json --junit starts.xml
   thaw measure --attach 'shop/api:*' --ready http://127.0.0.1:8080/healthz --starts 10`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if opts.attach.on {
@@ -122,7 +128,10 @@ not as cold as it had to be, or something was missed), 4 not allowed here, 130 i
 			opts.image, opts.args = args[0], args[1:]
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if opts.judgment, err = opts.budget.prepare(cmd, g, ""); err != nil { // before anything is measured
+				return err
+			}
 			if opts.attach.on {
 				return runMeasureAttach(cmd, g, &opts)
 			}
@@ -167,6 +176,7 @@ not as cold as it had to be, or something was missed), 4 not allowed here, 130 i
 	complete(cmd, "net", lab.Profiles...)
 	complete(cmd, "mount", api.ModeAuto, api.ModeFanotify, api.ModeFUSE)
 	opts.attach.bind(cmd)
+	opts.budget.bind(cmd)
 	cmd.AddCommand(newMeasureECSCommand(g), newMeasureKubernetesCommand(g), newMeasureContainerdCommand(g))
 	return cmd
 }
@@ -461,10 +471,21 @@ func (o *measureOptions) finish(cmd *cobra.Command, g *globalOptions, r *profile
 	if err != nil {
 		return err
 	}
+	if o.judgment != nil {
+		to := cmd.OutOrStdout()
+		if o.json {
+			to = cmd.ErrOrStderr()
+		}
+		err = o.judgment.judge(cmd, r, false, to)
+	}
+	var exit *exitError
+	if errors.As(err, &exit) && exit.code == exitFailed {
+		return err // whatever was missed besides
+	}
 	for _, s := range r.Signals {
 		if s.Used && strings.HasPrefix(s.Reason, "incomplete") {
 			return &exitError{exitInvalid, api.Errorf("", "", "something was missed: %s: %s", s.Name, s.Reason)}
 		}
 	}
-	return nil
+	return err
 }

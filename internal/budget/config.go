@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,13 +69,18 @@ func (r *fileRule) UnmarshalYAML(n *yaml.Node) error {
 	return n.Decode((*plain)(r))
 }
 
+var typeForm = regexp.MustCompile(` (in|into) (type )?budget\.\w+`)
+
 // ParseFile reads a budget file (docs/budgets.md).
 func ParseFile(b []byte) (Config, error) {
 	c := Config{Regression: DefaultRegression()}
 	dec := yaml.NewDecoder(bytes.NewReader(b))
 	dec.KnownFields(true)
 	var f file
-	if err := dec.Decode(&f); err != nil && !errors.Is(err, io.EOF) {
+	var typed *yaml.TypeError
+	if err := dec.Decode(&f); errors.As(err, &typed) { // in one line, without names of ours
+		return c, errors.New(typeForm.ReplaceAllString(strings.Join(typed.Errors, "; "), ""))
+	} else if err != nil && !errors.Is(err, io.EOF) {
 		return c, err
 	}
 	if f.Version != 1 {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"unicode"
 
 	"github.com/docker/go-units"
 
@@ -79,7 +80,9 @@ func Judge(c *Config, r, baseline *profile.Record) *Report {
 		out.regressions(&c.Regression, r, baseline)
 	}
 	for i := range out.Results {
-		if res := &out.Results[i]; res.Level == Fail {
+		res := &out.Results[i]
+		res.Subject, res.Reason = printable(res.Subject), printable(res.Reason)
+		if res.Level == Fail {
 			switch {
 			case res.Outcome == Failed:
 				out.Outcome = Failed
@@ -89,6 +92,17 @@ func Judge(c *Config, r, baseline *profile.Record) *Report {
 		}
 	}
 	return out
+}
+
+// printable is a text in one line, without what a terminal or a log would take for a
+// command.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 func newResult(rule *Rule, subject string) Result {

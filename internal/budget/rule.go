@@ -57,7 +57,7 @@ var names = map[string]string{
 
 var (
 	ruleForm       = regexp.MustCompile(`^\s*([A-Za-z0-9._-]+)\s*(<=|<)\s*(\S.*?)\s*$`)
-	percentileForm = regexp.MustCompile(`^p([0-9]{1,2}(?:\.[0-9]+)?)$`)
+	percentileForm = regexp.MustCompile(`^p([1-9][0-9]?)$`)
 )
 
 // defaultStat is the percentile that is meant where none is written.
