@@ -39,7 +39,7 @@ func TestMeasureAttach(t *testing.T) {
 	_, ref := c.lazyNginx()
 	for _, snapshotter := range []string{"thaw", "overlayfs"} {
 		port := freePort(c.node)
-		p := c.start("measure", "--attach", "nginx", "--containerd-address", c.path("c.sock"), "--ready", "http://127.0.0.1:"+port+"/ready", "--starts", "1", "--json")
+		p := c.start("measure", "--attach", "nginx", "--containerd-address", c.path("c.sock"), "--ready", "http://127.0.0.1:"+port+"/ready", "--request", "GET:/", "--starts", "1", "--json")
 		p.tells("watching containerd")
 		c.ctr("images", "pull", "--local", "--plain-http", "--snapshotter", snapshotter, ref)
 		c.ctr("run", "-d", "--net-host", "--snapshotter", snapshotter, "--env", "PORT="+port, ref, "one")
@@ -55,7 +55,7 @@ func TestMeasureAttach(t *testing.T) {
 
 	// A kubelet's, with a network of its own; its sandbox is not measured.
 	k := c.kubelet()
-	p := c.start("measure", "--attach", "--namespace", "k8s.io", "--containerd-address", c.path("c.sock"), "--ready", "http://127.0.0.1:8080/ready", "--starts", "1", "--json")
+	p := c.start("measure", "--attach", "--namespace", "k8s.io", "--containerd-address", c.path("c.sock"), "--ready", "http://127.0.0.1:8080/ready", "--request", "GET:/", "--starts", "1", "--json")
 	p.tells("watching containerd")
 	pod := k.runPod("one")
 	if err := k.pullImage(ref, nil); err != nil {
@@ -106,6 +106,12 @@ func checkAttached(t *testing.T, what string, rec *profile.Record, port string) 
 	}
 	if !slices.ContainsFunc(run.Processes, func(p profile.Process) bool { return strings.HasSuffix(p.Command, "nginx") }) {
 		t.Errorf("%s: processes %+v", what, run.Processes)
+	}
+	if p := run.Phase(profile.PhaseFirstRequest); p == nil || p.Ms == nil || len(run.Requests) != 8 {
+		t.Errorf("%s: %+v, requests %+v", what, p, run.Requests)
+	}
+	if i := slices.IndexFunc(run.Reads, func(r profile.Read) bool { return r.Path == "/usr/sbin/nginx" }); i >= 0 && run.Reads[i].Bytes == 0 {
+		t.Errorf("%s: nothing was read of nginx", what)
 	}
 	if t.Failed() {
 		t.Logf("%s: %+v\nsignals %+v\nreads %+v", what, run.Events, rec.Signals, run.Reads[:min(10, len(run.Reads))])

@@ -41,12 +41,14 @@ func (o *attachOptions) bind(cmd *cobra.Command) {
 }
 
 // measureAttached watches containerd, and returns what was measured until it was to end.
-func measureAttached(cmd *cobra.Command, opts *attachOptions, address, match, ready string, timeout time.Duration, quiet bool) (*profile.Record, error) {
+func measureAttached(cmd *cobra.Command, opts *attachOptions, what attach.Options, quiet bool) (*profile.Record, error) {
 	switch {
 	case opts.starts < 0 || opts.duration < 0:
 		return nil, usageError{errors.New("--starts and --for are how many, and how long: not less than 0")}
-	case ready != "":
-		if err := container.CheckReady(ready); err != nil {
+	case len(what.Routes) > 0 && what.Ready == "":
+		return nil, usageError{errors.New("--request takes --ready: before it is ready nothing is requested")}
+	case what.Ready != "":
+		if err := container.CheckReady(what.Ready); err != nil {
 			return nil, usageError{err}
 		}
 	}
@@ -62,8 +64,7 @@ func measureAttached(cmd *cobra.Command, opts *attachOptions, address, match, re
 	ctx, enough := context.WithCancel(ctx)
 	defer enough()
 	observer := measure.Observe()
-	w, err := attach.New(ctx, attach.Options{Address: cmp.Or(opts.address, address), Namespace: opts.namespace, Match: match, Ready: ready,
-		Timeout: timeout, Settle: attachSettle}, observer)
+	w, err := attach.New(ctx, what, observer)
 	if err != nil {
 		return nil, errors.Join(err, observer.Close())
 	}
@@ -72,7 +73,7 @@ func measureAttached(cmd *cobra.Command, opts *attachOptions, address, match, re
 			fmt.Fprintf(cmd.ErrOrStderr(), "thaw: "+format+"\n", args...)
 		}
 	}
-	say("watching containerd at %s", cmp.Or(opts.address, address))
+	say("watching containerd at %s", what.Address)
 	var all []*attach.Started
 	err = w.Watch(ctx, func(s *attach.Started) {
 		if opts.starts > 0 && len(all) == opts.starts {
@@ -99,7 +100,7 @@ func measureAttached(cmd *cobra.Command, opts *attachOptions, address, match, re
 		}
 		return nil, &exitError{exitInvalid, api.Errorf("", "start one meanwhile; --namespace and a pattern say which are meant", "no such container was started")}
 	}
-	return attach.Record(all, ready), nil
+	return attach.Record(all, what.Ready), nil
 }
 
 // runMeasureAttach is thaw measure --attach.
@@ -112,7 +113,12 @@ func runMeasureAttach(cmd *cobra.Command, g *globalOptions, opts *measureOptions
 	if err != nil {
 		return err
 	}
-	rec, err := measureAttached(cmd, &opts.attach, cfg.Containerd.Address, opts.image, opts.ready, opts.readyTimeout, opts.quiet)
+	routes, err := opts.routes()
+	if err != nil {
+		return err
+	}
+	rec, err := measureAttached(cmd, &opts.attach, attach.Options{Address: cmp.Or(opts.attach.address, cfg.Containerd.Address), Namespace: opts.attach.namespace,
+		Match: opts.image, Ready: opts.ready, Timeout: opts.readyTimeout, Settle: attachSettle, Routes: routes, Repeat: opts.repeat}, opts.quiet)
 	if err != nil {
 		return err
 	}

@@ -265,27 +265,7 @@ func (st *started) cost(ctx context.Context, run *profile.Run) {
 
 // requests makes each route's requests, one after the other.
 func (st *started) requests(ctx context.Context, run *profile.Run) error {
-	p := Prober{Target: st.subject.Start.Ready}
-	for _, route := range st.subject.Routes {
-		for n := 1; n <= st.subject.Repeat; n++ {
-			begun, ended, status, err := p.Request(ctx, route.Method, route.url(st.subject.Start.Ready))
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			q := profile.Request{Route: route.String(), N: n, StartMs: since(st.zero, begun), EndMs: since(st.zero, ended), Status: status}
-			if err != nil {
-				q.Error = err.Error()
-			}
-			run.Requests = append(run.Requests, q)
-			if len(run.Requests) == 1 {
-				run.Events = append(run.Events, profile.Event{Name: profile.EventFirstRequest, AtMs: q.EndMs, Source: profile.SignalProbe, Confidence: profile.Measured, Detail: q.Route})
-			}
-		}
-	}
-	if n := len(run.Requests); n > 0 {
-		run.Events = append(run.Events, profile.Event{Name: profile.EventSteady, AtMs: run.Requests[n-1].EndMs, Source: profile.SignalProbe, Confidence: profile.Measured})
-	}
-	return nil
+	return Prober{Target: st.subject.Start.Ready}.Ask(ctx, run, st.zero, st.subject.Routes, st.subject.Repeat)
 }
 
 // fill completes a run by what thaw's daemon and the observer know, and derives its

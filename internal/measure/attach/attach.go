@@ -42,6 +42,9 @@ type Options struct {
 	// error; without Ready it ends when a port listens, or then.
 	Timeout time.Duration
 	Settle  time.Duration // how long it is followed after it is ready
+	// Routes are requests to make once it is ready, Repeat of each.
+	Routes []measure.Route
+	Repeat int
 }
 
 // Started is a container whose start was measured.

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,11 +25,14 @@ type follower struct {
 	target        *measure.Target
 	prober        measure.Prober
 
-	watched bool // its root is
+	watched bool   // its root is
+	root    string // where its overlay is mounted, if that was seen
+	bytes   error  // why it is not known how much was read
 	pid     int
 	running bool
 	ended   string // how, if it did
 	answer  measure.Answer
+	asked   profile.Run // requests after that, by the monotonic clock
 }
 
 func newFollower(w *Watcher, e containerd.Event) *follower {
@@ -80,7 +84,7 @@ func service(labels map[string]string) string {
 // before.
 func (f *follower) observe(ctx context.Context, mounted <-chan string) bool {
 	ctx, cancel := context.WithCancel(ctx)
-	answers := make(chan measure.Answer, 1)
+	answers, replied := make(chan measure.Answer, 1), make(chan struct{}, 1)
 	probed := make(chan struct{})
 	close(probed)
 	defer func() { cancel(); <-probed }()
@@ -97,6 +101,7 @@ func (f *follower) observe(ctx context.Context, mounted <-chan string) bool {
 	for {
 		select {
 		case dir := <-mounted:
+			f.root = dir
 			f.watch(dir)
 		case e := <-f.events:
 			f.take(e)
@@ -109,12 +114,18 @@ func (f *follower) observe(ctx context.Context, mounted <-chan string) bool {
 				probed = make(chan struct{})
 				go func() {
 					defer close(probed)
-					if a, err := f.prober.Wait(ctx); err == nil {
-						answers <- a
+					a, err := f.prober.Wait(ctx)
+					if err != nil {
+						return // it is over
+					}
+					answers <- a
+					if f.prober.Ask(ctx, &f.asked, 0, f.w.opts.Routes, f.w.opts.Repeat) == nil {
+						replied <- struct{}{}
 					}
 				}()
 			}
 		case f.answer = <-answers:
+		case <-replied:
 			settle()
 		case <-tick.C:
 			if f.w.opts.Ready == "" && f.running && f.listens() {
@@ -191,6 +202,19 @@ func (f *follower) run() profile.Run {
 	case f.w.opts.Ready != "":
 		run.Error = fmt.Sprintf("%s did not answer within %v", f.w.opts.Ready, f.w.opts.Timeout)
 	}
+	zeroMs := float64(zero.Microseconds()) / 1e3
+	for _, e := range f.asked.Events {
+		e.AtMs -= zeroMs
+		run.Events = append(run.Events, e)
+	}
+	for _, q := range f.asked.Requests {
+		q.StartMs, q.EndMs = q.StartMs-zeroMs, q.EndMs-zeroMs
+		run.Requests = append(run.Requests, q)
+	}
+	f.bytes = errors.New("the container's root was not found in time")
+	if f.root != "" {
+		f.bytes = measure.FillBytes(&run, f.root)
+	}
 	profile.Derive(&run)
 	return run
 }
@@ -201,5 +225,9 @@ func (f *follower) signals() []profile.Signal {
 	if !probe.Used {
 		probe.Reason = "nothing was to be asked: --ready"
 	}
-	return append(append(all, probe), f.target.Signals()...)
+	cached := profile.Signal{Name: profile.SignalCachestat, Used: f.bytes == nil}
+	if f.bytes != nil {
+		cached.Reason = f.bytes.Error()
+	}
+	return append(append(all, probe, cached), f.target.Signals()...)
 }
