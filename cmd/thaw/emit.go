@@ -39,22 +39,14 @@ times. docs/emit.md has all names.`,
 // emitOptions are what all commands have that emit runs.
 type emitOptions struct {
 	emit.Options
-	high bool
-}
-
-const runArgs = "RUN..."
-
-func wantRuns(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return usageError{fmt.Errorf("want a RUN; see %s --help", cmd.CommandPath())}
-	}
-	return nil
+	subject string
+	high    bool
 }
 
 func (o *emitOptions) bind(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.Service, "service", "", "service of all starts (default the record's label, or the image's repository)")
-	f.StringVar(&o.Subject, "subject", "", "only starts of this subject of the records")
+	f.StringVar(&o.subject, "subject", "", "of this image only, if the record has several")
 	f.StringVar(&o.Cold, "cold", "", "only starts of this coldness: L0, L1, L2, L3")
 	complete(cmd, "cold", profile.ColdL0, profile.ColdL1, profile.ColdL2, profile.ColdL3)
 }
@@ -85,6 +77,13 @@ func (o *emitOptions) records(cmd *cobra.Command, g *globalOptions, runs []strin
 		r, err := g.record(cmd, name)
 		if err != nil {
 			return nil, err
+		}
+		if o.subject != "" {
+			s, err := subjectOf(r, o.subject)
+			if err != nil {
+				return nil, err
+			}
+			r.Subjects = []profile.Subject{*s}
 		}
 		all = append(all, r)
 	}
@@ -118,13 +117,15 @@ func warnStale(cmd *cobra.Command, starts []emit.Start) {
 func newEmitEMFCommand(g *globalOptions) *cobra.Command {
 	var opts emitOptions
 	cmd := &cobra.Command{
-		Use:   "emf " + runArgs,
+		Use:   "emf RUN...",
 		Short: "Print starts in CloudWatch's embedded metric format",
 		Long: `Print starts in CloudWatch's embedded metric format, a line each: a container's
 log driver (awslogs) or the CloudWatch agent takes it from there, and CloudWatch makes
-metrics of it in the namespace ` + emit.Namespace + `.`,
+metrics of it in the namespace ` + emit.Namespace + `.
+
+` + runHelp,
 		Example: `  thaw emit emf last --service api --task-definition api`,
-		Args:    wantRuns,
+		Args:    atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			starts, err := opts.starts(cmd, g, args)
 			if err != nil {
@@ -147,14 +148,16 @@ func newEmitPrometheusCommand(g *globalOptions) *cobra.Command {
 	var opts emitOptions
 	var openMetrics bool
 	cmd := &cobra.Command{
-		Use:   "prometheus " + runArgs,
+		Use:   "prometheus RUN...",
 		Short: "Print starts as histograms for Prometheus",
 		Long: `Print starts as histograms for Prometheus: for a Pushgateway, or for the node
 exporter's textfile collector. thaw's daemon tells its own starts itself, see thaw
-daemon --metrics.`,
+daemon --metrics.
+
+` + runHelp,
 		Example: `  thaw emit prometheus last | curl --data-binary @- http://pushgateway:9091/metrics/job/coldstart
   thaw emit prometheus last > /var/lib/node_exporter/coldstart.prom.$$ && mv /var/lib/node_exporter/coldstart.prom.$$ /var/lib/node_exporter/coldstart.prom`,
-		Args: wantRuns,
+		Args: atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			starts, err := opts.starts(cmd, g, args)
 			if err != nil {
@@ -176,16 +179,18 @@ func newEmitOTLPCommand(g *globalOptions) *cobra.Command {
 	var opts emitOptions
 	var endpoint string
 	cmd := &cobra.Command{
-		Use:   "otlp " + runArgs,
+		Use:   "otlp RUN...",
 		Short: "Send starts to an OpenTelemetry collector, a trace each",
 		Long: `Send starts to an OpenTelemetry collector: a trace each, with a span for each phase
 that is known. A start that is sent again is the same trace.
 
 The program thaw-otel does it, so all of OTEL_* holds: OTEL_EXPORTER_OTLP_ENDPOINT
 (or --endpoint), OTEL_EXPORTER_OTLP_PROTOCOL, OTEL_EXPORTER_OTLP_HEADERS,
-OTEL_SERVICE_NAME, ...`,
+OTEL_SERVICE_NAME, ...
+
+` + runHelp,
 		Example: `  thaw emit otlp last --endpoint http://collector:4318`,
-		Args:    wantRuns,
+		Args:    atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return runEmitOTLP(cmd, g, &opts, endpoint, args)
 		},
@@ -253,16 +258,18 @@ func newEmitCloudWatchCommand(g *globalOptions) *cobra.Command {
 	var opts emitOptions
 	var region, awsProfile string
 	cmd := &cobra.Command{
-		Use:   "cloudwatch " + runArgs,
+		Use:   "cloudwatch RUN...",
 		Short: "Send starts to CloudWatch (PutMetricData)",
 		Long: `Send starts to CloudWatch with PutMetricData: the metrics of thaw emit emf, without a
 log. Who sends needs the permission cloudwatch:PutMetricData; credentials and
 region are found as AWS' own tools find them. A start that is sent again counts
 again.
 
-The program thaw-cloud does it (make build-cloud).`,
+The program thaw-cloud does it (make build-cloud).
+
+` + runHelp,
 		Example: `  thaw emit cloudwatch last --service api --region eu-west-1`,
-		Args:    wantRuns,
+		Args:    atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			starts, err := opts.starts(cmd, g, args)
 			if err != nil {

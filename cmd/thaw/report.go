@@ -23,7 +23,7 @@ type reportOptions struct {
 func newReportCommand(g *globalOptions) *cobra.Command {
 	var opts reportOptions
 	cmd := &cobra.Command{
-		Use:   "report " + runArgs,
+		Use:   "report RUN...",
 		Short: "Make a page of measured starts: one HTML file",
 		Long: `Make a page of measured starts: one HTML file, which any browser shows from where it
 lies. It needs no network and asks nobody for anything.
@@ -35,7 +35,7 @@ docs/report.md says what is on it. A RUN is a record of thaw measure; several RU
 put side by side.`,
 		Example: `  thaw report last -o report.html
   thaw report before.json after.json --compare -o report.html`,
-		Args: wantRuns,
+		Args: atLeastOneRun,
 		RunE: func(cmd *cobra.Command, args []string) error { return runReport(cmd, g, &opts, args) },
 	}
 	f := cmd.Flags()

@@ -292,13 +292,13 @@ func TestChoose(t *testing.T) {
 	for _, c := range []struct {
 		o    Options
 		want int
-	}{{Options{}, 2 * n}, {Options{Subject: r.Subjects[1].Name}, n}, {Options{Cold: "L2"}, 1}, {Options{Cold: "L0"}, 2*n - 1}} {
+	}{{Options{}, 2 * n}, {Options{Cold: "L2"}, 1}, {Options{Cold: "L0"}, 2*n - 1}} {
 		if got := len(starts(t, r, c.o)); got != c.want {
 			t.Errorf("%+v: %d starts, want %d", c.o, got, c.want)
 		}
 	}
-	if _, err := Starts(r, Options{Subject: "none"}); !errors.Is(err, ErrNothing) {
-		t.Errorf("of none: %v", err)
+	if _, err := Starts(r, Options{Cold: "L3"}); !errors.Is(err, ErrNothing) {
+		t.Errorf("of L3: %v", err)
 	}
 	if got := starts(t, r, Options{Cold: "L2"})[0]; got.Run != 4 {
 		t.Errorf("it is run %d", got.Run)

@@ -25,7 +25,6 @@ const (
 type Options struct {
 	Service        string // empty: the label of subject or record, or the image's name
 	TaskDefinition string // empty: the label without its revision, or the service
-	Subject        string // only the starts of this one
 	Cold           string // only starts of this level of coldness
 }
 
@@ -64,9 +63,6 @@ func Starts(r *profile.Record, o Options) ([]Start, error) {
 	var all []Start
 	for i := range r.Subjects {
 		s := &r.Subjects[i]
-		if o.Subject != "" && s.Name != o.Subject {
-			continue
-		}
 		service := cmp.Or(o.Service, s.Labels[LabelService], r.Labels[LabelService], ServiceName(s.Image))
 		if service == "" {
 			return nil, fmt.Errorf("record %s does not say which service %q is", r.ID, s.Name)
