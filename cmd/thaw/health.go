@@ -13,10 +13,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/thaw-project/thaw/internal/health"
+	"github.com/thaw-project/thaw/internal/profile"
 )
 
 type healthOptions struct {
 	ready      string
+	run        string
 	probe      string
 	variant    string
 	registered string
@@ -24,10 +26,10 @@ type healthOptions struct {
 	tune, json bool
 }
 
-func newHealthCommand() *cobra.Command {
+func newHealthCommand(g *globalOptions) *cobra.Command {
 	var opts healthOptions
 	cmd := &cobra.Command{
-		Use:   "health --ready p50=S,p99=S FILE...",
+		Use:   "health {--ready p50=S,p99=S | --run RUN} FILE...",
 		Short: "Say when health checks notice that a container is ready, and when they give up on it",
 		Long: `Say when health checks notice that a container is ready, and when they give up on
 it: the soonest, the expected and the latest time, for containers that would pass
@@ -44,6 +46,12 @@ interval while the start period lasts; ECS cannot set that, but on EC2 has it. W
 --variant all that are likely and differ are shown. What Fargate does is not
 documented; fargate is the same as classic.
 
+--run takes that from a measurement, from the start of the program to the first good
+answer: RUN is the ID of a record that thaw runs ls lists, the beginning of one, last, or
+a FILE.json; RUN@SUBJECT of a record with several images. Its median is p50. p99 is of
+the lognormal distribution with its spread, and no less than the slowest start; from 50
+starts on, what they came to.
+
 --tune proposes settings by which the container is noticed soon and one start in a
 thousand is still waited for, with a JSON Patch (RFC 6902; kubectl patch --type=json
 takes it) or the new HEALTHCHECK, and what they come to. docs/health.md has the
@@ -52,7 +60,7 @@ formulas.
 Exit codes: 0 done, 1 failed, 2 wrong usage. That starts would be given up is a finding,
 no failure.`,
 		Example: `  thaw health --ready p50=5.2,p99=12 task-definition.json target-groups.json
-  thaw health --ready p50=0.5,p99=2 --tune deployment.yaml
+  thaw health --run last --tune deployment.yaml
   docker inspect IMAGE | thaw health --ready 3 --json -`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
@@ -60,16 +68,20 @@ no failure.`,
 			}
 			return nil
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return runHealth(cmd, &opts, args) },
+		RunE: func(cmd *cobra.Command, args []string) error { return runHealth(cmd, g, &opts, args) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&opts.ready, "ready", "", "how long containers take until they would pass: p50=S,p99=S, or one time; seconds, or with a unit")
+	f.StringVar(&opts.run, "run", "", "the same, from a measurement: its ID, last, or a FILE.json")
 	f.StringVar(&opts.probe, "probe-duration", "50ms", "how long a probe takes")
 	f.StringVar(&opts.variant, "variant", "", "the container's engine: classic, docker25, moby2026, fargate (default: those that are likely)")
 	f.StringVar(&opts.registered, "registered-after", "0", "when the target is registered with the load balancer, after the container's start")
 	f.StringVar(&opts.propagate, "propagation", "1s", "how long it takes until traffic reaches a pod that is ready")
 	f.BoolVar(&opts.tune, "tune", false, "propose better settings")
 	f.BoolVar(&opts.json, "json", false, "print JSON")
+	if err := cmd.RegisterFlagCompletionFunc("run", g.recordNames(0)); err != nil {
+		panic(err) // the flag was not bound
+	}
 	complete(cmd, "variant", "classic", "docker25", "moby2026", "fargate")
 	return cmd
 }
@@ -90,37 +102,89 @@ type tunedCheck struct {
 // healthReport is what thaw health prints.
 type healthReport struct {
 	ReadyP50 float64  `json:"readyP50Seconds"`
+	From     *readyOf `json:"readyOf,omitempty"`
 	ReadyP99 float64  `json:"readyP99Seconds"`
 	Probe    float64  `json:"probeSeconds"`
 	Checks   []judged `json:"checks"`
 }
 
-func (o *healthOptions) parse() (h health.Options, err error) {
-	if o.ready == "" {
-		return h, usageError{errors.New("--ready is missing: how long do containers take until they would pass? See thaw health --help")}
+// readyOf is a measurement that times until ready are taken from.
+type readyOf struct {
+	Record  string `json:"record"`
+	Subject string `json:"subject"`
+	Runs    int    `json:"runs"` // of which it is known
+}
+
+// measured fits the distribution of a measurement.
+func (o *healthOptions) measured(cmd *cobra.Command, g *globalOptions) (health.Ready, *readyOf, error) {
+	name, subject := splitSubject(o.run)
+	r, err := g.record(cmd, name)
+	if err != nil {
+		return health.Ready{}, nil, err
 	}
-	if h.Ready, err = health.ParseReady(o.ready); err != nil {
-		return h, usageError{err}
+	if subject == "" && len(r.Subjects) == 1 {
+		subject = r.Subjects[0].Name
 	}
+	s, err := subjectOf(r, subject)
+	if err != nil {
+		return health.Ready{}, nil, err
+	}
+	var times []time.Duration
+	for i := range s.Runs {
+		started, ready := s.Runs[i].Event(profile.EventStarted), s.Runs[i].Event(profile.EventReady)
+		if s.Runs[i].Good() && started != nil && ready != nil {
+			times = append(times, time.Duration((ready.AtMs-started.AtMs)*1e6))
+		}
+	}
+	fitted, err := health.FitReady(times)
+	if err != nil {
+		return fitted, nil, fmt.Errorf("%s of record %s: when the program was started, and when it answered, is known of %d of %d runs: %w", s.Name, r.ID, len(times), len(s.Runs), err)
+	}
+	return fitted, &readyOf{r.ID, s.Name, len(times)}, nil
+}
+
+func (o *healthOptions) parse(cmd *cobra.Command, g *globalOptions) (h health.Options, from *readyOf, err error) {
+	switch {
+	case o.ready == "" && o.run == "":
+		return h, nil, usageError{errors.New("--ready is missing, or --run: how long do containers take until they would pass? See thaw health --help")}
+	case o.ready != "" && o.run != "":
+		return h, nil, usageError{errors.New("--ready and --run say the same: want one of them")}
+	case o.run != "":
+		if h.Ready, from, err = o.measured(cmd, g); err != nil {
+			return h, nil, err
+		}
+	default:
+		if h.Ready, err = health.ParseReady(o.ready); err != nil {
+			return h, nil, usageError{err}
+		}
+	}
+	if err := o.rest(&h); err != nil {
+		return h, nil, err
+	}
+	return h, from, nil
+}
+
+// rest reads the flags that say nothing of readiness.
+func (o *healthOptions) rest(h *health.Options) (err error) {
 	if h.Probe, err = health.ParseSeconds(o.probe); err != nil {
-		return h, usageError{fmt.Errorf("--probe-duration: %w", err)}
+		return usageError{fmt.Errorf("--probe-duration: %w", err)}
 	}
 	if h.Registered, err = health.ParseSeconds(o.registered); err != nil {
-		return h, usageError{fmt.Errorf("--registered-after: %w", err)}
+		return usageError{fmt.Errorf("--registered-after: %w", err)}
 	}
 	if h.Propagation, err = health.ParseSeconds(o.propagate); err != nil {
-		return h, usageError{fmt.Errorf("--propagation: %w", err)}
+		return usageError{fmt.Errorf("--propagation: %w", err)}
 	}
 	if o.variant != "" {
 		if h.Variant, err = health.ParseVariant(o.variant); err != nil {
-			return h, usageError{err}
+			return usageError{err}
 		}
 	}
-	return h, nil
+	return nil
 }
 
-func runHealth(cmd *cobra.Command, opts *healthOptions, files []string) error {
-	h, err := opts.parse()
+func runHealth(cmd *cobra.Command, g *globalOptions, opts *healthOptions, files []string) error {
+	h, from, err := opts.parse(cmd, g)
 	if err != nil {
 		return err
 	}
@@ -142,7 +206,7 @@ func runHealth(cmd *cobra.Command, opts *healthOptions, files []string) error {
 	if len(all) == 0 {
 		return errors.New("only services are in these files: add a task definition or target groups")
 	}
-	out := healthReport{ReadyP50: h.Ready.P50.Seconds(), ReadyP99: h.Ready.P99.Seconds(), Probe: h.Probe.Seconds()}
+	out := healthReport{From: from, ReadyP50: h.Ready.P50.Seconds(), ReadyP99: h.Ready.P99.Seconds(), Probe: h.Probe.Seconds()}
 	for _, c := range all {
 		j := judged{File: c.file, Result: health.Evaluate(c.check, h)}
 		if opts.tune {
@@ -177,6 +241,9 @@ func readHealth(stdin io.Reader, name string) (*health.File, error) {
 }
 
 func (h *healthReport) print(w io.Writer) error {
+	if f := h.From; f != nil {
+		fmt.Fprintf(w, "ready after p50 %.2f s, p99 %.2f s: %d starts of %s in %s\n\n", h.ReadyP50, h.ReadyP99, f.Runs, f.Subject, f.Record)
+	}
 	for i := range h.Checks {
 		c := &h.Checks[i]
 		if i > 0 {

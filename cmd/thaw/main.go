@@ -130,7 +130,7 @@ on the container's exit code (see thaw run --help).`,
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	complete(cmd, "log-level", "debug", "info", "warn", "error")
 	group(cmd, newRunCommand(&g), newPullCommand(&g), newMountCommand(&g), newUmountCommand(&g), newIndexCommand(&g), newOptimizeCommand(&g),
-		newCacheCommand(&g), newInstallCommand(&g), newUninstallCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newTopCommand(&g), newWhyCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand(), newHealthCommand(), newReportCommand(&g),
+		newCacheCommand(&g), newInstallCommand(&g), newUninstallCommand(&g), newTraceCommand(&g), newDaemonCommand(&g), newTopCommand(&g), newWhyCommand(&g), newDoctorCommand(&g), newKeeperCommand(&g), newLabCommand(), newBenchCommand(), newHealthCommand(&g), newReportCommand(&g),
 		newMeasureCommand(&g), newRunsCommand(&g), newTimeCommand(&g), newBlameCommand(&g), newCriticalChainCommand(&g), newPlotCommand(&g), newEmitCommand(&g))
 	exitCodes(cmd)
 	return cmd

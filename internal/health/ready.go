@@ -3,6 +3,7 @@ package health
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,6 +49,45 @@ func ParseReady(s string) (Ready, error) {
 	if r.P99 < r.P50 {
 		return Ready{}, fmt.Errorf("readiness %q: p99 is less than p50", s)
 	}
+	return r, nil
+}
+
+// MinRuns is how many starts a distribution is fitted to at least.
+const MinRuns = 5
+
+// FitReady fits a distribution to times that were measured. P50 is their median. P99 is
+// of the lognormal distribution with the spread of their logarithms, and at least the
+// longest of them: a start that was seen is not ruled out. With 50 times and more, of
+// which one is about that rare, it is their own 99th percentile. An error with fewer
+// than MinRuns, or times that are not positive.
+func FitReady(times []time.Duration) (Ready, error) {
+	n := len(times)
+	if n < MinRuns {
+		return Ready{}, fmt.Errorf("%d starts are too few for a distribution: it takes %d", n, MinRuns)
+	}
+	sorted := slices.Sorted(slices.Values(times))
+	if sorted[0] <= 0 || sorted[n-1] > maxSeconds*time.Second {
+		return Ready{}, fmt.Errorf("%v to %v are no times until ready", sorted[0], sorted[n-1])
+	}
+	quantile := func(q float64) time.Duration {
+		i, part := math.Modf(q * float64(n-1))
+		a, b := sorted[int(i)], sorted[min(int(i)+1, n-1)]
+		return a + time.Duration(part*float64(b-a))
+	}
+	r := Ready{P50: quantile(0.5), P99: quantile(0.99)}
+	if n >= 50 {
+		return r, nil
+	}
+	var mean, sum float64
+	for _, t := range sorted {
+		mean += math.Log(float64(t)) / float64(n)
+	}
+	for _, t := range sorted {
+		d := math.Log(float64(t)) - mean
+		sum += d * d
+	}
+	fitted := float64(r.P50) * math.Exp(z99*math.Sqrt(sum/float64(n-1)))
+	r.P99 = min(max(sorted[n-1], time.Duration(fitted)), maxSeconds*time.Second)
 	return r, nil
 }
 
