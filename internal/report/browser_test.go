@@ -264,7 +264,7 @@ func testWidths(t *testing.T, b *browser.Browser) {
 		p.Eventually(fmt.Sprintf("document.documentElement.dataset.theme === %q", scheme))
 		for _, width := range []int64{360, 600, 768, 1280, 1920, 3840} {
 			p.Do(chromedp.EmulateViewport(width, 900))
-			p.Eventually(fmt.Sprintf("innerWidth === %d && Math.abs(document.querySelector('#waterfall .chart').clientWidth - document.querySelector('#waterfall svg').getAttribute('width')) < 2", width))
+			p.Eventually(fmt.Sprintf("innerWidth === %d && Math.abs(document.querySelector('#waterfall .chart').clientWidth / Math.max(1, parseFloat(getComputedStyle(document.documentElement).fontSize) / 16) - document.querySelector('#waterfall .chart > svg').dataset.width) < 2", width))
 			var wide []string
 			p.Eval(`[...document.querySelectorAll("body, main, section, h1, h2, .head, .tile, .knob, table, svg text, .chart > svg")].filter((e) => !e.closest(".scroll") && !e.closest(".links") && e.getBoundingClientRect().right > innerWidth + 1).map((e) => (e.closest("section") || {}).id + " " + e.tagName + " " + e.textContent.slice(0, 40)).concat(document.scrollingElement.scrollWidth > innerWidth ? ["the page"] : [])`, &wide)
 			if len(wide) > 0 {

@@ -60,11 +60,12 @@ func newFileMap(s *profile.Subject) (*fileMap, []layerView) {
 	if len(s.Files) == 0 {
 		return nil, layers
 	}
+	files := withoutLinks(s.Files)
 	total := make([]int64, len(layers))
 	// What is not known of a layer's files is shared by those that it is not known of.
 	known, unknown := make([]int64, len(layers)), make([]int64, len(layers))
 	var lacking, all int64
-	for _, f := range s.Files {
+	for _, f := range files {
 		all += f.Bytes
 		if f.CompressedBytes == 0 {
 			lacking += f.Bytes
@@ -78,8 +79,8 @@ func newFileMap(s *profile.Subject) (*fileMap, []layerView) {
 		}
 	}
 	m := &fileMap{Files: len(s.Files), Compressed: lacking <= all/50, unread: map[string]int64{}, Leaves: [][]any{}, Packages: []string{""}, Phases: []string{""}}
-	leaves := make([]leaf, 0, len(s.Files))
-	for _, f := range s.Files {
+	leaves := make([]leaf, 0, len(files))
+	for _, f := range files {
 		l := leaf{dir: path.Dir(path.Clean("/" + f.Path)), name: path.Base(f.Path), layer: f.Layer, pkg: f.Package, phase: f.First, bytes: f.Bytes, read: f.ReadBytes, compressed: f.CompressedBytes, files: 1}
 		if l.compressed == 0 && f.Bytes > 0 {
 			l.compressed = f.Bytes
@@ -100,6 +101,34 @@ func newFileMap(s *profile.Subject) (*fileMap, []layerView) {
 	}
 	m.put(leaves)
 	return m, layers
+}
+
+// leastLink is how large a file has to be to be taken for another name of one like it.
+const leastLink = 64 << 10
+
+// withoutLinks leaves out further names of files: their bytes are in the image once. Of
+// one layer, of one size and with exactly one share of the layer's compressed bytes,
+// which depends on where a file lies, they are taken for hard links; the one that was
+// read stands for all.
+func withoutLinks(files []profile.File) []profile.File {
+	type key struct {
+		layer             int
+		bytes, compressed int64
+	}
+	at := map[key]int{}
+	out := make([]profile.File, 0, len(files))
+	for _, f := range files {
+		k := key{f.Layer, f.Bytes, f.CompressedBytes}
+		if i, ok := at[k]; ok && f.Bytes >= leastLink && f.CompressedBytes > 0 {
+			if out[i].First == "" {
+				out[i] = f
+			}
+			continue
+		}
+		at[k] = len(out)
+		out = append(out, f)
+	}
+	return out
 }
 
 // leaf is a file, or several of one kind.

@@ -171,6 +171,13 @@ func waitOpportunity(v *subjectView) *opportunity {
 	return o
 }
 
+// optional tells a library of a language, which a program may load later, from programs,
+// shared libraries and a language's own.
+func optional(name string) bool {
+	kind, _, ok := strings.Cut(name, ":")
+	return ok && kind != "lib" && kind != "bin" && !strings.HasSuffix(name, ":stdlib")
+}
+
 func packagesOpportunity(v *subjectView) *opportunity {
 	load := v.Median.phase(profile.PhaseDependencyLoad)
 	if load == nil || load.Ms == nil {
@@ -180,7 +187,7 @@ func packagesOpportunity(v *subjectView) *opportunity {
 	var sum float64
 	var bytes int64
 	for _, p := range v.Packages {
-		if p.Phase != profile.PhaseDependencyLoad || strings.HasPrefix(p.Name, "lib:") || strings.HasSuffix(p.Name, ":stdlib") || len(names) == 3 {
+		if p.Phase != profile.PhaseDependencyLoad || !optional(p.Name) || len(names) == 3 {
 			continue
 		}
 		if p.Ms < max(leastMs, leastShare**load.Ms) {

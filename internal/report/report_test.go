@@ -20,7 +20,9 @@ func TestPage(t *testing.T) {
 		if err := Write(&b, []profile.Record{*r}, Options{}); err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%s: %d bytes", name, b.Len())
+		if b.Len() > 1<<20 {
+			t.Errorf("%s: %d bytes", name, b.Len())
+		}
 		if err := os.WriteFile(filepath.Join(dir, name+".html"), b.Bytes(), 0o644); err != nil {
 			t.Fatal(err)
 		}

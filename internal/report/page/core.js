@@ -116,14 +116,17 @@ function chart(name, draw) {
   charts.add(c);
   return host;
 }
+// Where the page's letters are large, on large screens, charts are too: they are drawn for
+// less width, and scaled.
 function drawCharts(width) {
+  const scale = Math.max(1, parseFloat(getComputedStyle(document.documentElement).fontSize) / 16);
   for (const c of charts) {
     if (!c.host.isConnected) { charts.delete(c); continue; }
-    const w = width || Math.round(c.host.clientWidth);
+    const w = width || Math.round(c.host.clientWidth / scale);
     if (w > 0 && w !== c.width) c.draw(w);
   }
 }
-const frame = (w, height, ...children) => g("svg", { viewBox: `0 0 ${w} ${height}`, width: w, height, preserveAspectRatio: "xMinYMin meet" }, ...children);
+const frame = (w, height, ...children) => g("svg", { viewBox: `0 0 ${w} ${height}`, "data-width": w, preserveAspectRatio: "xMinYMin meet" }, ...children);
 
 // ticks of an axis: about n round numbers from 0 on.
 function steps(max, n) {

@@ -134,5 +134,5 @@ function mapCard(s) {
   return card("bytes", "Bytes of the image", `Area is compressed bytes, colour the phase in which a file was first read. ${pct(s.map.needed_bytes, total)} of the bytes are in files that are read until it is ready${s.map.later_bytes ? `, ${pct(s.map.later_bytes, total)} in files read later` : ""}; ${pct(s.map.unread_bytes, total)} are never read. Click, or press Enter, to look into a part.`
     + (s.map.compressed ? "" : " How files compress is not known: each has its share of its layer."), {
     chart: c, before: crumbs, controls: [choose("Group by", [["path", "Path"], ["layer", "Layer"], ["package", "Package"]], by, (v) => { by = v; root = buildTree(s.map, s.layers, by); go(root); })],
-    table: () => list, after: [legend(order, (n) => bytes(sums.get(n)))], long: true });
+    table: () => list, after: [legend(order, (n) => bytes(sums.get(n)))] });
 }
