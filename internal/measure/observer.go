@@ -53,6 +53,14 @@ func (o *Observer) resume() error {
 	return o.trace.Resume()
 }
 
+// Forget lets go of what was seen before a time, of the monotonic clock. Who observes for
+// long calls it now and then.
+func (o *Observer) Forget(before time.Duration) {
+	if o.trace != nil {
+		o.trace.Forget(before)
+	}
+}
+
 // Target begins to observe one container, with what is known of it.
 func (o *Observer) Target() *Target { return &Target{observer: o} }
 

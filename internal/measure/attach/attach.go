@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/thaw-project/thaw/internal/measure"
+	"github.com/thaw-project/thaw/internal/measure/clock"
 	"github.com/thaw-project/thaw/internal/profile"
 	"github.com/thaw-project/thaw/internal/sources/containerd"
 )
@@ -151,6 +152,7 @@ func (w *Watcher) Watch(ctx context.Context, each func(*Started)) error {
 			w.take(ctx, e, done)
 		}
 	})
+	w.wg.Go(func() { w.forget(ctx) })
 	go func() {
 		<-ctx.Done()
 		w.wg.Wait()
@@ -160,6 +162,33 @@ func (w *Watcher) Watch(ctx context.Context, each func(*Started)) error {
 		each(s)
 	}
 	return lost
+}
+
+const (
+	forgetEvery = 2 * time.Second
+	// lead is how long before a container was made something may have happened that it is
+	// known by: who makes its first process is older.
+	lead = 10 * time.Second
+)
+
+// forget has the observer let go of what no container needs that is followed.
+func (w *Watcher) forget(ctx context.Context) {
+	tick := time.NewTicker(forgetEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		oldest := clock.Now()
+		w.mu.Lock()
+		for _, f := range w.followed {
+			oldest = min(oldest, f.made)
+		}
+		w.mu.Unlock()
+		w.observer.Forget(oldest - lead)
+	}
 }
 
 // take notes an event, and hands it to who follows its container.

@@ -21,6 +21,7 @@ type follower struct {
 	w             *Watcher
 	namespace, id string
 	image         string
+	made          time.Duration // when, of the monotonic clock
 	events        chan containerd.Event
 	target        *measure.Target
 	prober        measure.Prober
@@ -36,7 +37,7 @@ type follower struct {
 }
 
 func newFollower(w *Watcher, e containerd.Event) *follower {
-	return &follower{w: w, namespace: e.Namespace, id: e.Body.ID, image: e.Body.Image, events: make(chan containerd.Event, 64), target: w.observer.Target()}
+	return &follower{w: w, namespace: e.Namespace, id: e.Body.ID, image: e.Body.Image, made: clock.Now(), events: make(chan containerd.Event, 64), target: w.observer.Target()}
 }
 
 // follow sees one start through. It returns nil for a container that is not wanted, or

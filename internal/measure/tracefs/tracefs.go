@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -254,6 +255,15 @@ func (in *Instance) Events() []Event {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return append([]Event{}, in.all...)
+}
+
+// Forget lets go of what was traced before a time. Who traces for long calls it now and
+// then, for neither the kernel nor this keeps all.
+func (in *Instance) Forget(before time.Duration) {
+	in.drain()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.all = slices.DeleteFunc(in.all, func(e Event) bool { return e.At < before })
 }
 
 // Incomplete reports whether events were lost.

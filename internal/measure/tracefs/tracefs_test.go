@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -154,5 +155,35 @@ func TestStale(t *testing.T) {
 	}
 	if _, err := os.Stat(live); err != nil {
 		t.Errorf("the other one: %v", err)
+	}
+}
+
+// TestForget: what is older goes, what is newer stays.
+func TestForget(t *testing.T) {
+	testenv.NeedRoot(t)
+	in, err := Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	run := func() int {
+		cmd := exec.Command("/bin/true")
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd.Process.Pid
+	}
+	has := func(pid int) bool {
+		return slices.ContainsFunc(in.Events(), func(e Event) bool { return e.Kind == Exec && e.Thread == pid })
+	}
+	old := run()
+	if !has(old) {
+		t.Fatal("an execution was not traced")
+	}
+	between := clock.Now()
+	young := run()
+	in.Forget(between)
+	if has(old) || !has(young) {
+		t.Errorf("the older one is there: %v, the younger one: %v", has(old), has(young))
 	}
 }
