@@ -48,12 +48,25 @@ func (p *measureProgress) run(r measure.Progress) {
 		line += fmt.Sprintf("%s ms = %s; median %.0f ms", msOrUnknown(r.Run.TotalMs), strings.Join(parts, " + "), r.Median)
 	}
 	if p.tty && r.Run.Error == "" {
-		fmt.Fprint(p.w, "\r\x1b[K"+line)
+		fmt.Fprint(p.w, "\r\x1b[K"+p.fit(line))
 		p.shown = true
 		return
 	}
 	p.clear()
 	fmt.Fprintln(p.w, "thaw: "+line)
+}
+
+// fit cuts a line to the terminal: one that wraps could not be written again.
+func (p *measureProgress) fit(line string) string {
+	f, ok := p.w.(*os.File)
+	if !ok {
+		return line
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if runes := []rune(line); err == nil && width > 1 && len(runes) >= width {
+		return string(runes[:width-1])
+	}
+	return line
 }
 
 func (p *measureProgress) clear() {

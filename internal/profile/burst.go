@@ -1,6 +1,9 @@
 package profile
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // Of the dependency burst: where no file was opened for longer than burstGapMs, not
 // counting waits for bytes, it pauses; it goes on with what comes then if files are
@@ -8,7 +11,10 @@ import "math"
 // burstGapMs.
 const (
 	burstGapMs = 40
-	burstRate  = 0.05
+	// rareGaps is how many pauses there may be: if more gaps than these, and than a
+	// hundredth of all, are that long, then pauses are twice as long as those.
+	rareGaps  = 10
+	burstRate = 0.05
 	// burstLeast is how few files do not continue a burst that has ended: such as what
 	// is looked up for a connection.
 	burstLeast = 3
@@ -20,7 +26,7 @@ const (
 type cluster struct {
 	from, to float64
 	loads    int // files that are loaded, and not only looked into
-	peak     int // files in the busiest burstGapMs
+	peak     int // files in the busiest time as long as a pause
 }
 
 // burst finds when a program loads what it depends on: from the first open of
@@ -50,28 +56,63 @@ func (d *deriver) burst() {
 	}
 }
 
-// clusters are those of the opens between two times that are of a program loading, by
-// time.
-func (d *deriver) clusters(from, to float64) []cluster {
-	var all []cluster
-	var times []float64 // of the last one
+// opened is the first open of a file that is of a program loading.
+type opened struct {
+	at    float64
+	gap   float64 // since the one before, without waits for bytes
+	loads bool    // it is loaded, and not only looked into
+}
+
+// opens are those between two times, in order.
+func (d *deriver) opens(from, to float64) []opened {
+	var all []opened
 	for _, one := range d.Reads {
 		class := classOf(one.Path)
 		if one.AtMs < from || one.AtMs > to || class == classData {
 			continue
 		}
+		o := opened{at: one.AtMs, loads: class != classConfig}
+		if n := len(all); n > 0 {
+			o.gap = one.AtMs - all[n-1].at - d.waited(all[n-1].at, one.AtMs)
+		}
+		all = append(all, o)
+	}
+	return all
+}
+
+// pauseMs is how long nothing is opened in a pause. On a machine that has no time for the
+// program each open may be as late: what is common is no pause.
+func pauseMs(all []opened) float64 {
+	gaps := make([]float64, len(all))
+	for i, o := range all {
+		gaps[i] = o.gap
+	}
+	slices.Sort(gaps)
+	if rare := max(rareGaps, len(gaps)/100); len(gaps) > rare {
+		return max(burstGapMs, 2*gaps[len(gaps)-rare])
+	}
+	return burstGapMs
+}
+
+// clusters are the opens between two times, divided at pauses.
+func (d *deriver) clusters(from, to float64) []cluster {
+	opens := d.opens(from, to)
+	pause := pauseMs(opens)
+	var all []cluster
+	var times []float64 // of the last one
+	for _, o := range opens {
 		n := len(all)
-		if n == 0 || one.AtMs-all[n-1].to-d.waited(all[n-1].to, one.AtMs) > burstGapMs {
-			all, times = append(all, cluster{from: one.AtMs}), nil
+		if n == 0 || o.gap > pause {
+			all, times = append(all, cluster{from: o.at}), nil
 			n++
 		}
-		times = append(times, one.AtMs)
-		for times[0] < one.AtMs-burstGapMs {
+		times = append(times, o.at)
+		for times[0] < o.at-pause {
 			times = times[1:]
 		}
 		c := &all[n-1]
-		c.to = one.AtMs
-		if class != classConfig {
+		c.to = o.at
+		if o.loads {
 			c.loads++
 		}
 		c.peak = max(c.peak, len(times))

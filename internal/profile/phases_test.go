@@ -92,6 +92,16 @@ func TestDerive(t *testing.T) {
 			}
 		}, plain},
 		{"more modules after a pause", func(r *Run) { r.Reads = append(r.Reads, loads(205, 9, "late")...) }, with(map[string]float64{PhaseDependencyLoad: 143, PhaseBootstrap: 7})},
+		{"a machine that has no time", func(r *Run) { // opens 100 ms apart
+			for i := range r.Reads {
+				r.Reads[i].AtMs += 99 * float64(i)
+			}
+			for i := range r.Events {
+				if r.Events[i].AtMs > 200 {
+					r.Events[i].AtMs += 99 * 89
+				}
+			}
+		}, with(map[string]float64{PhaseDependencyLoad: 90 + 99*89})},
 		{"slow network is no pause", func(r *Run) { // each of two modules waits 100 ms
 			r.Reads = append(r.Reads, Read{Path: "/app/node_modules/x/a.js", AtMs: 162}, Read{Path: "/app/node_modules/x/b.js", AtMs: 263})
 			r.Waits = []Wait{{StartMs: 162, EndMs: 262}, {StartMs: 263, EndMs: 363}}
