@@ -183,6 +183,70 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestNothingUnknownPasses: what is known of a part only, or to the second only, is no
+// pass, and neither is what nobody judged.
+func TestNothingUnknownPasses(t *testing.T) {
+	rule := func(s string) *Config {
+		r, err := ParseRule(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &Config{Rules: []Rule{r}}
+	}
+	with := func(ms float64, change func(r *profile.Run)) *profile.Record {
+		r := record(around(ms, 10)...)
+		for i := range r.Subjects[0].Runs {
+			change(&r.Subjects[0].Runs[i])
+		}
+		return r
+	}
+	penalty := func(r *profile.Run) {
+		ms := 20.
+		r.Phases = []profile.Phase{{Name: profile.PhaseFirstRequest, Ms: &ms, Confidence: profile.Measured, Reason: "GET /b: the first request failed",
+			Routes: []profile.Route{{Route: "GET /a", FirstMs: 30, SteadyMs: 10, PenaltyMs: ms}}}}
+	}
+	coarse := func(r *profile.Run) {
+		for _, at := range []struct {
+			name string
+			ms   float64
+		}{{profile.EventRequested, 0}, {profile.EventReady, *r.TotalMs}} {
+			r.Events = append(r.Events, profile.Event{Name: at.name, AtMs: at.ms, Confidence: profile.Reported, PrecisionMs: 1000})
+		}
+	}
+	failing := func(r *profile.Run) { r.Requests = []profile.Request{{Route: "GET /a", N: 1, Error: "refused"}} }
+	regression := func(measures ...string) *Config {
+		g := DefaultRegression()
+		g.Measures = measures
+		return &Config{Regression: g}
+	}
+	for name, c := range map[string]struct {
+		config   *Config
+		r        *profile.Record
+		baseline *profile.Record
+		want     string
+		reason   string
+	}{
+		"a route's first request failed":  {rule("first-request.penalty<=100ms"), with(900, penalty), nil, Inconclusive, "not known of all routes of run 1: GET /b"},
+		"the same, as a ratio":            {rule("first-request.penalty<=9x"), with(900, penalty), nil, Inconclusive, "not known of all routes"},
+		"to the second":                   {rule("1s"), with(500, coarse), nil, Inconclusive, "only to 1.000s"},
+		"to the second, over":             {rule("1s"), with(1500, coarse), nil, Inconclusive, "only to 1.000s"},
+		"to the second, well within":      {rule("2s"), with(500, coarse), nil, Pass, ""},
+		"to the second, well beyond":      {rule("1s"), with(2500, coarse), nil, Failed, "over the limit"},
+		"compared to the second":          {regression(profile.MeasureTotal), with(900, coarse), with(900, coarse), Inconclusive, "only to 1.000s"},
+		"nothing known of either":         {regression(profile.PhaseHealthLB), record(around(900, 10)...), record(around(900, 10)...), Inconclusive, "not known of one"},
+		"requests that failed, of either": {regression(profile.MeasureTotal, profile.PhaseFirstRequest), with(900, failing), with(900, failing), Inconclusive, ""},
+		"no requests of either":           {&Config{Regression: DefaultRegression()}, record(around(900, 10)...), record(around(900, 10)...), Pass, ""},
+		"no rule":                         {&Config{}, record(around(900, 10)...), nil, Inconclusive, ""},
+		"no measures":                     {regression(), record(around(900, 10)...), record(around(900, 10)...), Inconclusive, ""},
+		"no image":                        {&Config{Regression: DefaultRegression()}, &profile.Record{}, record(around(900, 10)...), Inconclusive, ""},
+	} {
+		got := Judge(c.config, c.r, c.baseline)
+		if got.Outcome != c.want || len(got.Results) > 0 && !strings.Contains(got.Results[0].Reason, c.reason) {
+			t.Errorf("%s: %+v, want %s: %s", name, got, c.want, c.reason)
+		}
+	}
+}
+
 // TestLevels: what counts.
 func TestLevels(t *testing.T) {
 	over, unknown, fine := Rule{Measure: profile.MeasureTotal, Stat: "p95", Limit: 1, Level: Fail}, Rule{Measure: profile.PhasePull, Stat: "p95", Limit: 1, Level: Fail}, Rule{Measure: profile.MeasureTotal, Stat: "p95", Limit: 1e6, Level: Fail}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -79,6 +80,9 @@ func Judge(c *Config, r, baseline *profile.Record) *Report {
 		out.Baseline = baseline.ID
 		out.regressions(&c.Regression, r, baseline)
 	}
+	if len(out.Results) == 0 { // which is no pass either
+		out.Outcome, out.Notes = Inconclusive, append(out.Notes, "there is no image in the record, or no rule")
+	}
 	for i := range out.Results {
 		res := &out.Results[i]
 		res.Subject, res.Reason = printable(res.Subject), printable(res.Reason)
@@ -138,14 +142,17 @@ func judgeRule(rule *Rule, r *profile.Record, s *profile.Subject) Result {
 	if ci != nil {
 		low, high = ci.Low, ci.High
 	}
+	exact := precision(s, rule.Measure, &series)
 	switch {
 	case res.N < needs:
 		res.Outcome, res.Reason = Inconclusive, fmt.Sprintf("only %s, %s takes %d", runsText(res.N), rule.Stat, needs)
-	case !rule.holds(low): // also of starts that were less cold than they should have been
+	case !rule.holds(low - exact): // also of starts that were less cold than they should have been
 		res.Outcome, res.Reason = Failed, fmt.Sprintf("%s is over the limit", Amount(value, res.Unit))
 	default:
 		if reason := doubt(r, s, &series); reason != "" {
 			res.Outcome, res.Reason = Inconclusive, reason
+		} else if exact > 0 && !rule.holds(high+exact) {
+			res.Outcome, res.Reason = Inconclusive, "its source tells times only to "+Amount(exact, res.Unit)
 		} else if !rule.holds(high) {
 			res.Outcome = Inconclusive
 			res.Reason = fmt.Sprintf("the limit lies between %s and %s, where %s is with 95 %% confidence: more runs may tell", Amount(low, res.Unit), Amount(high, res.Unit), rule.Stat)
@@ -206,6 +213,13 @@ func doubt(r *profile.Record, s *profile.Subject, series *profile.Series) string
 	if failed > 0 {
 		return fmt.Sprintf("%d of %s failed: %s", failed, runsText(len(s.Runs)), firstError(s))
 	}
+	if series.Name == profile.PhaseFirstRequest || series.Name == profile.MeasureFirstRatio {
+		for _, i := range series.Runs { // the worst of those routes that are known
+			if p := s.Runs[i].Phase(profile.PhaseFirstRequest); p != nil && p.Reason != "" {
+				return fmt.Sprintf("not known of all routes of run %d: %s", i+1, p.Reason)
+			}
+		}
+	}
 	if n := series.NUnknown(); n > 0 {
 		return fmt.Sprintf("not known of %d of %s: %s", n, runsText(len(s.Runs)), series.Unknown[0].Reason)
 	}
@@ -227,6 +241,34 @@ func doubt(r *profile.Record, s *profile.Subject, series *profile.Series) string
 		}
 	}
 	return ""
+}
+
+// precision is how far a measure may be off because another system, which says when its
+// limits were, does so to the second or the like. 0 of what was seen here.
+func precision(s *profile.Subject, measure string, series *profile.Series) float64 {
+	worst := 0.
+	for _, i := range series.Runs {
+		r := &s.Runs[i]
+		limits := []*float64{}
+		if measure == profile.MeasureTotal {
+			begin := 0.
+			if e := r.Event(profile.EventRequested); e != nil {
+				begin = e.AtMs
+			}
+			end := begin + *r.TotalMs
+			limits = append(limits, &begin, &end)
+		} else if p := r.Phase(measure); p != nil {
+			limits = append(limits, p.StartMs, p.EndMs)
+		}
+		for _, at := range limits {
+			for j := range r.Events {
+				if e := &r.Events[j]; at != nil && e.Confidence == profile.Reported && math.Abs(e.AtMs-*at) < 0.001 {
+					worst = max(worst, e.PrecisionMs)
+				}
+			}
+		}
+	}
+	return worst
 }
 
 func firstError(s *profile.Subject) string {
@@ -286,13 +328,22 @@ func incomparable(ra, rb *profile.Record, a, b *profile.Subject) string {
 // machine, not of the image.
 var slack = map[string]float64{profile.UnitMs: 5, profile.UnitBytes: 64 << 10, profile.UnitCount: 1}
 
-// regression judges one measure of b by that of a; false if neither knows it.
+// requested reports whether requests were made of some start.
+func requested(s *profile.Subject) bool {
+	return slices.ContainsFunc(s.Runs, func(r profile.Run) bool {
+		p := r.Phase(profile.PhaseFirstRequest)
+		return len(r.Requests) > 0 || p != nil && p.Ms != nil
+	})
+}
+
+// regression judges one measure of b by that of a; false if it is first requests', and
+// nobody made any.
 func regression(g *Regression, measure string, r, baseline *profile.Record, a, b *profile.Subject, unlike string) (Result, bool) {
 	sa, _ := a.Series(measure)
 	sb, _ := b.Series(measure)
 	res := Result{Kind: KindRegression, Subject: b.Name, Measure: measure, Level: g.Level, N: len(sb.Values), Unit: sb.Unit, Outcome: Inconclusive,
 		Rule: fmt.Sprintf("%s at most %.0f %% over the baseline", nameOf(measure), 100*g.Margin)}
-	if len(sa.Values)+len(sb.Values) == 0 && measure != profile.MeasureTotal {
+	if measure == profile.PhaseFirstRequest && !requested(a) && !requested(b) {
 		return res, false
 	}
 	c := profile.Compare(sa.Values, sb.Values)
@@ -304,16 +355,19 @@ func regression(g *Regression, measure string, r, baseline *profile.Record, a, b
 	res.Baseline, res.Value, res.CI = &c.A.P50, &c.Delta, c.DeltaCI
 	res.Limit = max(g.Margin*c.A.P50, slack[res.Unit])
 	doubts := cmp.Or(doubt(r, b, &sb), doubt(baseline, a, &sa))
+	exact := max(precision(a, measure, &sa), precision(b, measure, &sb))
 	switch {
 	case unlike != "":
 		res.Reason = "not comparable: " + unlike
 	case c.DeltaCI == nil:
 		res.Reason = c.Reason
-	case c.Verdict == profile.Slower && c.Delta > res.Limit:
+	case c.Verdict == profile.Slower && c.Delta-exact > res.Limit:
 		res.Outcome = Failed
 		res.Reason = fmt.Sprintf("%s more than the baseline's %s", Amount(c.Delta, res.Unit), Amount(c.A.P50, res.Unit))
 	case doubts != "":
 		res.Reason = doubts
+	case exact > 0 && c.DeltaCI.High+exact > res.Limit:
+		res.Reason = "its source tells times only to " + Amount(exact, res.Unit)
 	case c.DeltaCI.High > res.Limit:
 		res.Reason = fmt.Sprintf("it may be up to %s more than the baseline's %s: more runs may tell", Amount(c.DeltaCI.High, res.Unit), Amount(c.A.P50, res.Unit))
 	default:

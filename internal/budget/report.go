@@ -53,6 +53,9 @@ func (r *Report) headline() string {
 			parts = append(parts, fmt.Sprintf("%d %s", n[w], strings.ToLower(w)))
 		}
 	}
+	if len(parts) == 0 {
+		return s + ": nothing was judged."
+	}
 	return s + ": " + strings.Join(parts, ", ") + "."
 }
 
