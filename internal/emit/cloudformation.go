@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"go.yaml.in/yaml/v3"
 
@@ -40,7 +41,7 @@ const (
 	namePattern = `^[A-Za-z0-9][A-Za-z0-9 ._/@#+=:-]{0,254}$`
 )
 
-var nameRegexp = regexp.MustCompile(namePattern)
+var nameRegexp = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(namePattern) }) // not at each start of the program
 
 // cfnTemplate is a CloudFormation template, with its members in the usual order.
 type cfnTemplate struct {
@@ -128,7 +129,7 @@ type cfnSub struct {
 // definition both ask for the starts of that one only.
 func CloudFormation(o Options, a Alarm, asJSON bool) ([]byte, error) {
 	for name, value := range map[string]string{"service": o.Service, "task definition": o.TaskDefinition} {
-		if value != "" && !nameRegexp.MatchString(value) {
+		if value != "" && !nameRegexp().MatchString(value) {
 			return nil, fmt.Errorf("%s %q: in a template it has to match %s", name, value, namePattern)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -136,8 +135,11 @@ func known(ms *float64) *float64 {
 	return &v
 }
 
-// versionRegexp is what tags are that name no image.
-var versionRegexp = regexp.MustCompile(`^(v?[0-9]|latest$)`)
+// isVersion reports whether a tag names no image.
+func isVersion(tag string) bool {
+	digits := strings.TrimPrefix(tag, "v")
+	return tag == "latest" || digits != "" && digits[0] >= '0' && digits[0] <= '9'
+}
 
 // ServiceName is the name of a service whose image is all that is known: the image's
 // repository, without registry, tag and digest; of an image in a layout its tag, if that
@@ -149,7 +151,7 @@ func ServiceName(image string) string {
 	case err != nil:
 		return image
 	case ref.IsLayout():
-		if ref.Tag != "" && !versionRegexp.MatchString(ref.Tag) {
+		if ref.Tag != "" && !isVersion(ref.Tag) {
 			return ref.Tag
 		}
 		return path.Base(ref.LayoutDir)
