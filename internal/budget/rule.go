@@ -15,7 +15,6 @@ package budget
 import (
 	"errors"
 	"fmt"
-	"math"
 	"regexp"
 	"slices"
 	"strconv"
@@ -158,7 +157,8 @@ func unitOf(measure string) string {
 }
 
 func parseLimit(s, unit string) (float64, error) {
-	v, err := math.NaN(), error(nil)
+	var v float64
+	var err error
 	switch unit {
 	case profile.UnitMs:
 		var d time.Duration

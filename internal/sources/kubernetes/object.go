@@ -52,8 +52,9 @@ type metadata struct {
 	Labels            map[string]string `json:"labels"`
 	Annotations       map[string]string `json:"annotations"`
 	OwnerReferences   []struct {
-		Kind string `json:"kind"`
-		Name string `json:"name"`
+		Kind       string `json:"kind"`
+		Name       string `json:"name"`
+		Controller bool   `json:"controller"`
 	} `json:"ownerReferences"`
 }
 

@@ -123,6 +123,9 @@ func (v *view) digest() string {
 func (v *view) workload() string {
 	m := &v.last().Metadata
 	for _, o := range m.OwnerReferences {
+		if !o.Controller {
+			continue // it is to go with it, no more
+		}
 		if hash := m.Labels["pod-template-hash"]; o.Kind == "ReplicaSet" && hash != "" {
 			return strings.TrimSuffix(o.Name, "-"+hash)
 		}
