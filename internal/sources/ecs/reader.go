@@ -129,7 +129,7 @@ func (r *Reader) document(raw json.RawMessage, depth int) error {
 	}
 	switch {
 	case has("detail-type"):
-		return r.event(keys, depth)
+		return r.event(keys)
 	case has("TargetHealthDescriptions"):
 		return r.targetHealth(raw)
 	case has("tasks", "Tasks"):
@@ -165,11 +165,11 @@ func (r *Reader) document(raw json.RawMessage, depth int) error {
 }
 
 // event reads one of EventBridge's.
-func (r *Reader) event(keys map[string]json.RawMessage, depth int) error {
+func (r *Reader) event(keys map[string]json.RawMessage) error {
 	var kind string
 	if err := json.Unmarshal(keys["detail-type"], &kind); err != nil || kind != "ECS Task State Change" {
 		r.Skipped++
-		return nil //nolint:nilerr // another's event
+		return nil
 	}
 	var t Task
 	if err := json.Unmarshal(keys["detail"], &t); err != nil {
