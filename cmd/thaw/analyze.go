@@ -148,7 +148,7 @@ func printTime(w io.Writer, a *analyzed) error {
 		}
 	}
 	if a.run.Error != "" {
-		fmt.Fprintf(w, "Startup failed (%s) after ", a.run.Error)
+		fmt.Fprintf(w, "Startup failed (%s) after ", printable(a.run.Error))
 	} else {
 		fmt.Fprint(w, "Startup finished in ")
 	}
@@ -265,6 +265,20 @@ func printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// plainWriter writes text for a terminal, which records, and what is in images, are not
+// to command.
+type plainWriter struct{ w io.Writer }
+
+func (p plainWriter) Write(b []byte) (int, error) {
+	_, err := io.WriteString(p.w, strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) && r != '\n' && r != '\t' {
+			return '?'
+		}
+		return r
+	}, string(b)))
+	return len(b), err
 }
 
 func newCriticalChainCommand(g *globalOptions) *cobra.Command {

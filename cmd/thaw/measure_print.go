@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -39,7 +40,7 @@ func (p *measureProgress) run(r measure.Progress) {
 	}
 	line := fmt.Sprintf("%s %d/%s: ", r.Subject, r.Number, of)
 	if r.Run.Error != "" {
-		line += "failed: " + r.Run.Error
+		line += "failed: " + printable(r.Run.Error)
 	} else {
 		var parts []string
 		for _, ph := range r.Run.Phases[:profile.StartPhases] {
@@ -89,6 +90,7 @@ func msOrUnknown(ms *float64) string {
 // printMeasured prints a record: a table of phases for each subject, its costliest
 // packages and its first requests, and how the subjects compare.
 func printMeasured(w io.Writer, r *profile.Record) error {
+	w = plainWriter{w}
 	for i := range r.Subjects {
 		if err := printSubject(w, &r.Subjects[i]); err != nil {
 			return err
@@ -118,11 +120,23 @@ const packagesShown = 12
 
 func printSubject(w io.Writer, s *profile.Subject) error {
 	sum := s.Summarize()
-	fmt.Fprintf(w, "%s (%s, %s%s): %d runs, ready after %.0f ms", s.Name, s.Mode, s.Cold, proven(&sum), sum.Runs, sum.TotalMs.P50)
+	fmt.Fprintf(w, "%s (%s, %s%s): %d runs, ", s.Name, cmp.Or(s.Mode, "mode not known"), cmp.Or(s.Cold, "coldness not known"), proven(&sum), sum.Runs)
+	if sum.Failed > 0 {
+		fmt.Fprintf(w, "%d failed, ", sum.Failed)
+	}
+	if sum.TotalMs.N > 0 {
+		fmt.Fprintf(w, "ready after %.0f ms", sum.TotalMs.P50)
+	} else {
+		fmt.Fprint(w, "when it was ready is not known")
+	}
 	if h := sum.TotalMs.HalfWidth; h != nil {
 		fmt.Fprintf(w, " ± %.0f %%", 100**h)
 	}
-	fmt.Fprintf(w, "\nimage: %s in %d layers, %s unpacked, %d files\n\n", units.HumanSize(float64(s.ImageBytes)), len(s.Layers), units.HumanSize(float64(s.UnpackedBytes)), len(s.Files))
+	fmt.Fprintln(w)
+	if s.ImageBytes > 0 {
+		fmt.Fprintf(w, "image: %s in %d layers, %s unpacked, %d files\n", units.HumanSize(float64(s.ImageBytes)), len(s.Layers), units.HumanSize(float64(s.UnpackedBytes)), len(s.Files))
+	}
+	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(tw, "phase\tmin\tavg\tmax\tp50\tp90\tp99\tshare\tlazy wait\tread\tfiles\tsource\t")
 	for _, p := range sum.Phases {
@@ -148,7 +162,7 @@ func printSubject(w io.Writer, s *profile.Subject) error {
 
 // proven says if some runs were not proven to be cold.
 func proven(s *profile.Summary) string {
-	if s.NotCold > 0 {
+	if s.NotCold > 0 && s.Cold != "" {
 		return fmt.Sprintf(" not proven in %d", s.NotCold)
 	}
 	return ""

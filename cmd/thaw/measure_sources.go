@@ -118,6 +118,7 @@ func (o *sourceOptions) finish(cmd *cobra.Command, g *globalOptions, rec *profil
 
 // printSources prints what is known of starts, and why no more.
 func printSources(w io.Writer, rec *profile.Record) error {
+	w = plainWriter{w}
 	for i := range rec.Subjects {
 		s := &rec.Subjects[i]
 		if i > 0 {

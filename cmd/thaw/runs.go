@@ -488,6 +488,7 @@ func (g *globalOptions) resolveAll(cmd *cobra.Command, names []string) (*profile
 
 // printRecord prints what a measurement came to.
 func printRecord(w io.Writer, r *profile.Record, subjects []*profile.Subject) error {
+	w = plainWriter{w}
 	fmt.Fprintf(w, "%s  %s, %s", r.ID, r.Source, r.Begun.Local().Format("2 Jan 2006 15:04:05"))
 	if r.Name != "" {
 		fmt.Fprintf(w, "  %s", r.Name)
