@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -19,8 +20,8 @@ const keepStart = recordAfter + 5*time.Second
 // maxRecordReads bounds the files that a record names.
 const maxRecordReads = 5000
 
-// begun shows a start that was asked for. The function it returns is to be called with
-// its mount, or with why there is none. Nil where nobody is shown anything.
+// begun shows a start that was asked for, and returns its id and a function to be called
+// with why there is no mount of it. Where nobody is shown anything both do nothing.
 func (w *web) begun(image string, begun time.Time) (id string, failed func(err error)) {
 	if w == nil {
 		return "", func(error) {}
@@ -30,14 +31,19 @@ func (w *web) begun(image string, begun time.Time) (id string, failed func(err e
 	return s.ID, func(err error) {
 		s.State, s.Over, s.Error = report.StateFailed, true, err.Error()
 		w.put(s)
-		end := msSince(begun, time.Now())
-		w.keep(&profile.Record{Version: profile.Version, ID: s.ID, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: w.d.cfg.Version, Subjects: []profile.Subject{{Name: "start", Image: image, Cold: "",
-			Runs: []profile.Run{{Begun: begun.UTC(), Error: err.Error(), Events: []profile.Event{}, Phases: []profile.Phase{}, Warnings: []string{"given up after " + time.Duration(end*1e6).Round(time.Millisecond).String()}}}}}})
+		took := time.Since(begun).Round(time.Millisecond)
+		r := &profile.Record{Version: profile.Version, ID: s.ID, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: w.d.cfg.Version, Subjects: []profile.Subject{{Name: "start", Image: image,
+			Runs: []profile.Run{{Begun: begun.UTC(), Error: fmt.Sprintf("%v, after %v", err, took), Events: []profile.Event{}, Phases: []profile.Phase{}}}}}}
+		w.d.wg.Go(func() { w.keep(r) }) // who asked waits for the answer
 	}
 }
 
 func (w *web) keep(r *profile.Record) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.d.ctx), 5*time.Second)
+	patience := 5 * time.Second
+	if w.d.ctx.Err() != nil { // the daemon ends, and others wait for that
+		patience = time.Second
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.d.ctx), patience)
 	defer cancel()
 	if _, err := w.store.Put(ctx, r); err != nil {
 		w.d.log.Error("keep record of a start", "record", r.ID, "err", err)

@@ -31,7 +31,7 @@ function watch() {
       a.classList.toggle("here", Boolean(here));
       if (here) a.setAttribute("aria-current", "true"); else a.removeAttribute("aria-current");
     }
-  }, { rootMargin: "-15% 0px -70% 0px" });
+  }, { rootMargin: "-14% 0px -85% 0px" });
   for (const c of main.children) if (c.id) watcher.observe(c);
 }
 

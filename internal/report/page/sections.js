@@ -56,7 +56,7 @@ const surely = { measured: "measured", reported: "reported by another system", e
 function opportunitiesCard(s) {
   const all = s.opportunities, most = Math.max(...all.map((o) => o.saved_ms), 1);
   const list = all.map((o) => h("div", { class: "opp" },
-    h("div", { class: "saved" }, h("b", {}, o.saved_ms > 0 ? (o.up_to ? "≤ " : "") + ms(o.saved_ms) : "0 ms"), h("span", {}, o.saved_bytes ? bytes(o.saved_bytes) : o.counts ? "of the start" : "beside the start"),
+    h("div", { class: "saved" }, h("b", {}, o.saved_ms > 0 ? (o.up_to ? "≤ " : "") + ms(o.saved_ms) : "0 ms"), o.saved_ms > 0 ? h("span", {}, o.counts ? "of the start" : "beside the start") : null, o.saved_bytes ? h("span", {}, bytes(o.saved_bytes)) : null,
       h("div", { class: "meter", "aria-hidden": "true" }, g("svg", { viewBox: "0 0 100 5", preserveAspectRatio: "none" }, g("rect", { class: "p-" + phaseClass(o.phase || "other"), width: 100 * o.saved_ms / most, height: 5 })))),
     h("div", {}, h("p", { class: "t" }, o.title, h("span", { class: "tag" }, surely[o.confidence] || o.confidence)), h("p", { class: "e" }, o.evidence), h("p", { class: "do" }, o.do))));
   const ids = new Set(all.map((o) => o.id));
