@@ -182,7 +182,7 @@ be, something was missed, a budget is inconclusive), 4 not allowed here, 130 int
 }
 
 // modeAuto starts an image as thaw run does by itself.
-const modeAuto = "auto"
+const modeAuto = measure.ModeAuto
 
 func (o *measureOptions) check() error {
 	modes := []string{"", modeAuto, modeLazy, modeBundle, modeEager, modeNoIndex}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -82,7 +83,7 @@ func TestPoll(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := pollListen(1, l.Addr().(*net.TCPAddr).Port)
+	p := pollListen(os.Getpid(), l.Addr().(*net.TCPAddr).Port)
 	<-p.done
 	if p.found() == 0 {
 		t.Error("not found")

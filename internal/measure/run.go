@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/bench"
+	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/profile"
 )
 
@@ -238,6 +239,9 @@ func (m *measurement) describe(ctx context.Context, st *started, to *profile.Sub
 	if err != nil {
 		return err
 	}
+	if to.Mode == ModeAuto {
+		to.Mode = modeOf(mount)
+	}
 	if len(to.Command) == 0 {
 		to.Command = command(st.mounted.Config)
 	}
@@ -245,6 +249,23 @@ func (m *measurement) describe(ctx context.Context, st *started, to *profile.Sub
 		m.record.Warnings = append(m.record.Warnings, to.Name+": "+err.Error())
 	}
 	return nil
+}
+
+// ModeAuto is the mode of a subject that thaw itself chooses how to start; it is replaced
+// by what it chose.
+const ModeAuto = "auto"
+
+// modeOf names how an image was started.
+func modeOf(m *api.Mount) string {
+	switch {
+	case m.Mode == api.ModeEager:
+		return "eager"
+	case m.Index == "built":
+		return "no-index"
+	case m.Stats.Bundle == api.BundleApplied || m.Stats.Bundle == api.BundleStreaming:
+		return "lazy+bundle"
+	}
+	return "lazy"
 }
 
 // signals notes what a run was seen with; what is worse in one run counts.
