@@ -112,7 +112,7 @@ be, something was missed, a budget is inconclusive), 4 not allowed here, 130 int
 		Example: `  thaw measure oci:./layout:app --ready http://127.0.0.1:8080/healthz
   thaw measure oci:./layout:app --ready tcp:8080 --request GET:/api/items --compare-mode eager
   thaw measure registry.example.com/app:1.2 --ready tcp:8080 --runs auto --cold L1
-  thaw measure oci:./layout:app --ready tcp:8080 --budget 1s --baseline main.json --junit starts.xml
+  thaw measure oci:./layout:app --ready tcp:8080 --budget 1s --baseline main.json --junit out.xml
   thaw measure --attach 'shop/api:*' --ready http://127.0.0.1:8080/healthz --starts 10`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if opts.attach.on {
