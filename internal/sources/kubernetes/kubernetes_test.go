@@ -173,7 +173,7 @@ func TestPulled(t *testing.T) {
 		`Container image "busybox" already present on machine`:                                          {},
 		`Successfully pulled image "k8s.gcr.io/busybox"`:                                                {},
 	} {
-		m := pulled.FindStringSubmatch(message)
+		m := pulled().FindStringSubmatch(message)
 		if m == nil {
 			m = make([]string, 4)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -173,7 +174,9 @@ func (r *reference) of() (name string, init bool) {
 
 // pulled is what the kubelet says in the event Pulled. Before Kubernetes 1.28 there is
 // no waiting, before 1.30 no size.
-var pulled = regexp.MustCompile(`^Successfully pulled image ".*" in ([0-9hmsµun.]+)(?: \(([0-9hmsµun.]+) including waiting\))?(?:\. Image size: ([0-9]+) bytes\.)?`)
+var pulled = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^Successfully pulled image ".*" in ([0-9hmsµun.]+)(?: \(([0-9hmsµun.]+) including waiting\))?(?:\. Image size: ([0-9]+) bytes\.)?`)
+})
 
 // present is how it says that there was nothing to pull.
 const present = "already present on machine"

@@ -236,7 +236,7 @@ func (v *view) pull(s *sources.Start, c *chain) {
 	if pulling != nil {
 		c.add(profile.EventPullStart, pulling.first(), "event Pulling")
 	}
-	m := pulled.FindStringSubmatch(done.text())
+	m := pulled().FindStringSubmatch(done.text())
 	detail, after := "event Pulled", time.Duration(-1)
 	if m != nil {
 		took, err := time.ParseDuration(m[1])
