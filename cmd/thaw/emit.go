@@ -104,6 +104,15 @@ func (o *emitOptions) starts(cmd *cobra.Command, g *globalOptions, runs []string
 		}
 		all = append(all, some...)
 	}
+	unknown := 0
+	for i := range all {
+		if all[i].DurationMs == nil && all[i].Error == "" {
+			unknown++
+		}
+	}
+	if unknown > 0 {
+		fmt.Fprintf(cmd.ErrOrStderr(), "thaw: warning: of %d of %d starts it is not known how long they took, from requested to ready: alarms about that do not see them\n", unknown, len(all))
+	}
 	return all, nil
 }
 
