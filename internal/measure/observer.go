@@ -76,6 +76,7 @@ type Target struct {
 	pidAt    time.Duration
 	port     int
 	polls    *poll // of /proc
+	closed   bool
 }
 
 // WatchRoot watches the container's root, before anything is opened in it: the
@@ -84,7 +85,7 @@ type Target struct {
 func (t *Target) WatchRoot(dir string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.files == nil {
+	if t.files == nil && !t.closed {
 		t.files, t.filesErr = opens.Watch(dir)
 	}
 }
@@ -109,7 +110,7 @@ func (t *Target) ListenAt(port int) {
 
 // startPoll looks for the port in /proc where there is no tracing. Called with mu held.
 func (t *Target) startPoll() {
-	if t.observer.trace == nil && t.polls == nil && t.pid > 0 && t.port > 0 {
+	if t.observer.trace == nil && t.polls == nil && t.pid > 0 && t.port > 0 && !t.closed {
 		t.polls = pollListen(t.pid, t.port)
 	}
 }
@@ -118,6 +119,7 @@ func (t *Target) startPoll() {
 func (t *Target) Close() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.closed = true
 	if t.polls != nil {
 		t.polls.close()
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/bench"
 	"github.com/thaw-project/thaw/internal/daemon/api"
+	"github.com/thaw-project/thaw/internal/measure/clock"
 	"github.com/thaw-project/thaw/internal/profile"
 )
 
@@ -160,6 +161,7 @@ func totals(s *profile.Subject) []float64 {
 // one does one run of a subject.
 func (m *measurement) one(ctx context.Context, at, n int) error {
 	s, to := m.Subjects[at], &m.record.Subjects[at]
+	m.observer.Forget(clock.Now()) // of the whole machine, which may be busy
 	cold, err := s.reset(ctx)
 	if err != nil {
 		return err

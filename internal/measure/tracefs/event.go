@@ -157,6 +157,7 @@ func Follow(all []Event, pid int, at time.Duration) *Followed {
 		if e.Kind == Fork && e.Child == pid && e.At <= at {
 			f = newFollower(pid) // what had the number before was another
 			f.parents[pid] = e.Thread
+			continue
 		}
 		f.take(e, pid)
 	}
@@ -179,6 +180,9 @@ func (f *follower) take(e Event, pid int) {
 		f.threads[e.Thread] = true // a thread that became its process
 	}
 	if !f.threads[e.Thread] {
+		if e.Kind == Fork && f.threads[e.Child] { // a number that comes again is another's
+			delete(f.threads, e.Child)
+		}
 		return
 	}
 	switch e.Kind {

@@ -75,6 +75,8 @@ func TestFollow(t *testing.T) {
 		{At: at(13), Kind: Exec, Thread: 10, Child: 11, Name: "/next"}, // by the thread
 		{At: at(14), Kind: Listen, Thread: 10, Port: 90},
 		{At: at(15), Kind: Fork, Thread: 6, Child: 10}, // after it was followed: another one
+		{At: at(16), Kind: Exec, Thread: 10, Child: 10, Name: "/another"},
+		{At: at(17), Kind: Listen, Thread: 10, Port: 80},
 	}
 	got := Follow(all, 10, at(4))
 	want := &Followed{Executed: at(5), Program: "/app",

@@ -264,6 +264,9 @@ func (in *Instance) Forget(before time.Duration) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.all = slices.DeleteFunc(in.all, func(e Event) bool { return e.At < before })
+	if len(in.all) < cap(in.all)/4 {
+		in.all = slices.Clone(in.all)
+	}
 }
 
 // Incomplete reports whether events were lost.
