@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -9,17 +10,26 @@ import (
 	"github.com/thaw-project/thaw/internal/daemon/api"
 )
 
-// maxWaits is how many of a layer's waits are remembered, the last ones: 160 KB at most,
-// of layers for which somebody waited that often.
-const maxWaits = 4096
+// maxWaits is how many of a layer's waits are remembered, the last ones: some 110 KB, of
+// layers for which somebody waited that often.
+const maxWaits = api.MaxWaits
 
 // maxWaitPaths is how many files of a wait's range are named.
 const maxWaitPaths = 64
 
-// readWait is a time in which a reader of a layer waited for [off, off+n).
+// readWait is a time in which a reader of a layer waited for [off, off+n). It is small,
+// for many are kept.
 type readWait struct {
-	off, n     int64
-	begin, end time.Time
+	off   int64
+	begin int64  // ns since 1970
+	n     uint32 // at most
+	took  uint32 // us, at most
+}
+
+func (w *readWait) began() time.Time { return time.Unix(0, w.begin) }
+
+func (w *readWait) ended() time.Time {
+	return w.began().Add(time.Duration(w.took) * time.Microsecond)
 }
 
 // waitLog remembers a layer's last waits.
@@ -32,8 +42,11 @@ type waitLog struct {
 func (w *waitLog) add(off, n int64, begin, end time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	one := readWait{off, n, begin, end}
+	one := readWait{off: off, begin: begin.UnixNano(), n: uint32(min(n, math.MaxUint32)), took: uint32(min(max(0, end.Sub(begin).Microseconds()), math.MaxUint32))}
 	if len(w.ring) < maxWaits {
+		if len(w.ring) == cap(w.ring) { // and no more than that
+			w.ring = slices.Grow(w.ring, min(max(16, len(w.ring)), maxWaits-len(w.ring)))
+		}
 		w.ring = append(w.ring, one)
 		return
 	}
@@ -47,7 +60,7 @@ func (w *waitLog) since(t time.Time) []readWait {
 	defer w.mu.Unlock()
 	var all []readWait
 	for _, one := range w.ring {
-		if one.end.After(t) {
+		if one.ended().After(t) {
 			all = append(all, one)
 		}
 	}
@@ -65,8 +78,8 @@ func (d *Daemon) waits(m *mounted) []api.ReadWait {
 		}
 		seen[l] = true
 		for _, w := range l.waited.since(m.asked) {
-			one := api.ReadWait{Start: w.begin, End: w.end, Layer: l.blob, Tar: w.off, Bytes: w.n}
-			for _, part := range files.Split(l.blob, w.off, w.n) {
+			one := api.ReadWait{Start: w.began(), End: w.ended(), Layer: l.blob, Tar: w.off, Bytes: int64(w.n)}
+			for _, part := range files.Split(l.blob, w.off, int64(w.n)) {
 				if part.Path != "" && len(one.Paths) < maxWaitPaths {
 					one.Paths = append(one.Paths, "/"+part.Path)
 				}

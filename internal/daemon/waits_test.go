@@ -3,29 +3,31 @@ package daemon
 import (
 	"testing"
 	"time"
+	"unsafe"
 )
 
-// TestWaitLog: the last waits are remembered, and no more than there is room for.
+// TestWaitLog: the last waits are remembered, each as it was, in as much memory as the
+// constant says.
 func TestWaitLog(t *testing.T) {
 	var w waitLog
 	begin := time.Now()
-	at := func(n int) time.Time { return begin.Add(time.Duration(n) * time.Millisecond) }
-	const n = maxWaits + 100
-	for i := range n {
-		w.add(int64(i), 1, at(i), at(i+1))
+	for i := range maxWaits + 10 {
+		at := begin.Add(time.Duration(i) * time.Second)
+		w.add(int64(i), 4096, at, at.Add(1500*time.Microsecond))
 	}
-	all := w.since(time.Time{})
-	if len(all) != maxWaits {
-		t.Fatalf("%d waits", len(all))
+	all := w.since(begin)
+	if len(all) != maxWaits || cap(w.ring) > maxWaits*5/4 || unsafe.Sizeof(all[0]) != 24 {
+		t.Errorf("%d waits of %d bytes, room for %d", len(all), unsafe.Sizeof(all[0]), cap(w.ring))
 	}
-	seen := map[int64]bool{}
+	after := begin.Add(maxWaits * time.Second)
+	all = w.since(after)
+	if len(all) != 10 {
+		t.Fatalf("%d waits since then, want 10", len(all))
+	}
 	for _, one := range all {
-		if one.off < 100 || seen[one.off] {
-			t.Fatalf("wait %d", one.off)
+		want := begin.Add(time.Duration(one.off) * time.Second)
+		if one.n != 4096 || !one.began().Equal(want) || one.ended().Sub(want) != 1500*time.Microsecond {
+			t.Errorf("wait of %d: %v to %v", one.off, one.began(), one.ended())
 		}
-		seen[one.off] = true
-	}
-	if late := w.since(at(n - 2)); len(late) != 2 {
-		t.Errorf("%d waits ended after the one before the last two", len(late))
 	}
 }

@@ -302,6 +302,9 @@ type TraceRead struct {
 	Phase  string        `json:"phase"`     // that had begun
 }
 
+// MaxWaits is how many of a layer's waits a daemon remembers, the last ones.
+const MaxWaits = 4096
+
 // ReadWait is a time in which a read of a layer waited for bytes that were not here.
 type ReadWait struct {
 	Start time.Time     `json:"start"`

@@ -199,8 +199,8 @@ func (c *Client) Hurry(ctx context.Context, id string) (*Mount, error) {
 }
 
 // Waits lists when reads of a mount's layers waited for bytes since the mount was asked
-// for, by their begin: the last some thousand of each layer. Mounts that share a layer
-// share its waits.
+// for, by their begin: the last MaxWaits of each layer. Mounts that share a layer share
+// its waits.
 func (c *Client) Waits(ctx context.Context, id string) ([]ReadWait, error) {
 	var w []ReadWait
 	return w, c.call(ctx, http.MethodGet, "/v1/mounts/"+url.PathEscape(id)+"/waits", nil, &w)
