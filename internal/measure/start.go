@@ -73,10 +73,15 @@ type started struct {
 	// waitPaths are the files that each of the run's waits may have been for.
 	waitPaths [][]string
 	created   chan struct{} // closed when pid is known
+	followed  chan struct{} // closed when follow has ended; nil: it was not begun
 
-	mu  sync.Mutex // guards pid
-	pid int
+	mu    sync.Mutex // guards what follows
+	pid   int
+	pidFD *os.File // of that process: its number may come to be another's; nil: it is gone, or not known
 }
+
+// endPatience is how long whoever has thaw run's stderr may keep it after its end.
+const endPatience = 2 * time.Second
 
 // start begins a start, and returns when the container's root is watched and the
 // container on its way. What is returned is to be stopped, also with an error, unless
@@ -96,12 +101,12 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 	st.cmd.Args[0] = "thaw"
 	st.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
 	st.cmd.ExtraFiles = []*os.File{other}
-	st.cmd.Stderr = st.stderr
+	st.cmd.Stderr, st.cmd.WaitDelay = st.stderr, endPatience
 	st.target = o.Target()
 	st.begun, st.zero = time.Now(), clock.Now()
 	if err := st.cmd.Start(); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("start thaw run: %w", err)
+		return nil, errors.Join(fmt.Errorf("start thaw run: %w", err), st.target.Close())
 	}
 	other.Close() // so that its end is seen
 	go func() {
@@ -125,12 +130,14 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 		return st, st.failed(ctx, err)
 	}
 	st.pages = newPages(st.mounted.Dir)
+	st.followed = make(chan struct{})
 	go st.follow()
 	return st, nil
 }
 
 // follow takes what thaw run says of its container.
 func (st *started) follow() {
+	defer close(st.followed)
 	for {
 		m, err := st.gate.Receive()
 		if err != nil {
@@ -139,6 +146,9 @@ func (st *started) follow() {
 		if m.Created != nil {
 			st.mu.Lock()
 			st.pid = m.Created.Pid
+			if fd, err := unix.PidfdOpen(st.pid, 0); err == nil {
+				st.pidFD = os.NewFile(uintptr(fd), "pidfd")
+			}
 			st.mu.Unlock()
 			st.target.Follow(m.Created.Pid)
 			close(st.created)
@@ -196,10 +206,7 @@ func (st *started) waitReady(ctx context.Context) (Answer, error) {
 
 // stop ends the container.
 func (st *started) stop(ctx context.Context) error {
-	pid := st.container()
-	if pid > 1 {
-		_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself; not every first process minds SIGTERM
-	}
+	st.kill()
 	_ = st.cmd.Process.Signal(unix.SIGTERM) // ends a run that has no container yet
 	var err error
 	select {
@@ -210,7 +217,23 @@ func (st *started) stop(ctx context.Context) error {
 		err = errors.New("end thaw run: it did not end, and was killed")
 	}
 	st.gate.Close()
+	if st.followed != nil {
+		<-st.followed
+	}
+	if st.pidFD != nil {
+		st.pidFD.Close()
+	}
 	return errors.Join(err, st.target.Close())
+}
+
+// kill ends the container's first process, and so all of it: not every one minds
+// SIGTERM. It may have ended by itself.
+func (st *started) kill() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.pidFD != nil {
+		_ = unix.PidfdSendSignal(int(st.pidFD.Fd()), unix.SIGKILL, nil, 0)
+	}
 }
 
 // paths are the files that were opened so far.
@@ -345,7 +368,11 @@ func (st *started) fillFromDaemon(ctx context.Context, run *profile.Run) {
 		run.Warnings = append(run.Warnings, "waits are not known: "+err.Error())
 		return
 	}
+	byLayer := map[string]int{}
 	for _, w := range waits {
+		if byLayer[w.Layer.String()]++; byLayer[w.Layer.String()] == api.MaxWaits {
+			run.Warnings = append(run.Warnings, fmt.Sprintf("only the last %d waits for layer %s are known: lazy waits are longer than is said", api.MaxWaits, w.Layer))
+		}
 		begun := at(w.Start)
 		run.Waits = append(run.Waits, profile.Wait{StartMs: begun, EndMs: max(begun, at(w.End)), Layer: w.Layer.String(), Bytes: w.Bytes})
 		st.waitPaths = append(st.waitPaths, w.Paths)
