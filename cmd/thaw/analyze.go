@@ -59,8 +59,12 @@ func (o *analyzeOptions) runs(r *profile.Record) ([]analyzed, error) {
 			run, number := s.MedianRun()
 			a.run, a.number = run, number+1
 		}
-		if a.run == nil {
-			return nil, fmt.Errorf("record %s: no run of %q is known to have become ready; --run N shows one that did not", r.ID, s.Name)
+		if a.run == nil { // none is known to have become ready: the first that did not fail, or the first
+			if len(s.Runs) == 0 {
+				return nil, fmt.Errorf("record %s: there is no run of %q", r.ID, s.Name)
+			}
+			i := max(slices.IndexFunc(s.Runs, func(r profile.Run) bool { return r.Good() }), 0)
+			a.run, a.number = &s.Runs[i], i+1
 		}
 		all = append(all, a)
 	}
@@ -147,9 +151,12 @@ func printTime(w io.Writer, a *analyzed) error {
 			wait += *p.LazyWaitMs
 		}
 	}
-	if a.run.Error != "" {
-		fmt.Fprintf(w, "Startup failed (%s) after ", printable(a.run.Error))
-	} else {
+	switch {
+	case a.run.Error != "":
+		fmt.Fprintf(w, "Startup failed: %s: ", printable(a.run.Error))
+	case a.run.TotalMs == nil:
+		fmt.Fprint(w, "Startup is not known to have finished: ")
+	default:
 		fmt.Fprint(w, "Startup finished in ")
 	}
 	fmt.Fprintf(w, "%s = %s\n", strings.Join(parts, " + "), shortMsOr(a.run.TotalMs))
@@ -239,10 +246,17 @@ func blameText(b *profile.Blame) string {
 	case profile.KindRequest:
 		details = append(details, "first request")
 	}
-	if b.Files > 0 {
-		details = append(details, fmt.Sprintf("%s in %d files", units.HumanSize(float64(b.Bytes)), b.Files))
-	} else if b.Bytes > 0 {
-		details = append(details, units.HumanSize(float64(b.Bytes)))
+	var read []string
+	if b.Bytes > 0 {
+		read = append(read, units.HumanSize(float64(b.Bytes)))
+	}
+	if b.Files == 1 {
+		read = append(read, "1 file")
+	} else if b.Files > 1 {
+		read = append(read, fmt.Sprintf("%d files", b.Files))
+	}
+	if len(read) > 0 {
+		details = append(details, strings.Join(read, " in "))
 	}
 	if b.Phase != "" && b.Kind != profile.KindRequest {
 		details = append(details, b.Phase)

@@ -172,7 +172,7 @@ func headText(h *profilestore.Head) string {
 			parts = append(parts, fmt.Sprintf("and %d more", len(h.Subjects)-i))
 			break
 		}
-		parts = append(parts, fmt.Sprintf("%s (%d runs, %s)", s.Name, s.Runs, shortMsOr(s.P50Ms)))
+		parts = append(parts, fmt.Sprintf("%s (%s, %s)", s.Name, runCount(s.Runs), shortMsOr(s.P50Ms)))
 	}
 	return strings.Join(parts, " ")
 }
@@ -237,4 +237,11 @@ func (g *globalOptions) putRecord(ctx context.Context, cmd *cobra.Command, r *pr
 		fmt.Fprintf(cmd.ErrOrStderr(), "thaw: removed the oldest records that are not pinned: %s\n", strings.Join(evicted, ", "))
 	}
 	return nil
+}
+
+func runCount(n int) string {
+	if n == 1 {
+		return "1 run"
+	}
+	return fmt.Sprintf("%d runs", n)
 }

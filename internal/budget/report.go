@@ -64,7 +64,7 @@ func (r *Report) Text(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for i := range r.Results {
 		res := &r.Results[i]
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%d runs\n", res.word(), res.Subject, res.Rule, res.value(), res.interval(), res.N)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\n", res.word(), res.Subject, res.Rule, res.value(), res.interval(), runsText(res.N))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -146,7 +146,7 @@ func (r *Report) JUnit(w io.Writer) error {
 	for i := range r.Results {
 		res := &r.Results[i]
 		t := test{Name: xmlText(res.Rule), Class: xmlText(res.Subject), Time: "0"}
-		text := xmlText(fmt.Sprintf("measured %s (%s) in %d runs: %s", res.value(), res.interval(), res.N, res.Reason))
+		text := xmlText(fmt.Sprintf("measured %s (%s) in %s: %s", res.value(), res.interval(), runsText(res.N), res.Reason))
 		m := &message{Message: xmlText(res.Reason), Type: res.Kind, Text: text}
 		switch {
 		case res.Outcome == Skipped:
@@ -203,7 +203,7 @@ func (r *Report) GitHub(w io.Writer) error {
 		if res.Level == Warn {
 			command = "warning"
 		}
-		text := fmt.Sprintf("%s: %s: measured %s in %d runs: %s", res.Subject, res.Rule, res.value(), res.N, res.Reason)
+		text := fmt.Sprintf("%s: %s: measured %s in %s: %s", res.Subject, res.Rule, res.value(), runsText(res.N), res.Reason)
 		if _, err := fmt.Fprintf(w, "::%s title=%s::%s\n", command, property.Replace("Cold start: "+strings.ToLower(words[res.Outcome])), data.Replace(text)); err != nil {
 			return err
 		}

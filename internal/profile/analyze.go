@@ -109,15 +109,24 @@ type Link struct {
 // (dep_start) holds up nothing.
 var chain = []string{EventRequested, EventScheduled, EventPullStart, EventPullEnd, EventCreated, EventStarted, EventDepEnd, EventListen, EventAccept, EventReady}
 
+// chainOf is the chain of a run: of one that nobody saw ready, to healthy, if an
+// orchestrator said so.
+func chainOf(r *Run) []string {
+	if r.Event(EventReady) == nil {
+		return append(slices.Clone(chain), EventHealthy)
+	}
+	return chain
+}
+
 // blamed is how many of the longest are named of a link.
 const blamed = 3
 
-// CriticalChain returns the events that held up readiness, the last one first: ready,
-// or how far a start came that never was. The times between them add up.
+// CriticalChain returns the events that held up readiness, the last one first: ready, or
+// healthy where only that is known, or how far a start came that never was. The times between them add up.
 func (r *Run) CriticalChain() []Link {
 	var links []Link
 	at := math.Inf(1)
-	for _, name := range slices.Backward(chain) {
+	for _, name := range slices.Backward(chainOf(r)) {
 		// One that is said to be later than what follows was not waited for.
 		if e := r.Event(name); e != nil && e.AtMs <= at {
 			links = append(links, Link{Event: name, AtMs: e.AtMs, Confidence: e.Confidence})

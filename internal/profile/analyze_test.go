@@ -47,6 +47,11 @@ func TestCriticalChain(t *testing.T) {
 	if got := late.CriticalChain(); len(got) != 2 || got[0].TookMs != 40 {
 		t.Errorf("%+v", got)
 	}
+	// Where only an orchestrator's word is known.
+	told := profile.Run{Events: []profile.Event{{Name: profile.EventRequested}, {Name: profile.EventStarted, AtMs: 15_000}, {Name: profile.EventHealthy, AtMs: 45_000}}}
+	if got := told.CriticalChain(); len(got) != 3 || got[0].Event != profile.EventHealthy || got[0].TookMs != 30_000 {
+		t.Errorf("%+v", got)
+	}
 	if got := (&profile.Run{}).CriticalChain(); got != nil {
 		t.Errorf("%+v", got)
 	}

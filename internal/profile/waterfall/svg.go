@@ -119,7 +119,7 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 				continue
 			}
 			shown++
-			out = append(out, bar{label: "  " + k.Name, note: fmt.Sprintf("%s, %d files", duration(k.Ms), k.Files), class: "package", start: start, end: start + k.Ms})
+			out = append(out, bar{label: "  " + k.Name, note: duration(k.Ms) + ", " + files(k.Files), class: "package", start: start, end: start + k.Ms})
 		}
 		slices.SortStableFunc(out[begin:], func(a, b bar) int { return cmp.Compare(a.start, b.start) })
 	}
@@ -136,6 +136,13 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 		}
 	}
 	return out
+}
+
+func files(n int) string {
+	if n == 1 {
+		return "1 file"
+	}
+	return fmt.Sprintf("%d files", n)
 }
 
 // firstReads is when something of a package was first read, by package and phase.
