@@ -201,6 +201,7 @@ func (m *measurement) observe(ctx context.Context, s *Subject, to *profile.Subje
 			return nil, err
 		}
 	}
+	m.observer.Forget(clock.Now()) // what is not of this run
 	backed, err := bench.BackMemory()
 	if err != nil {
 		return nil, err

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,8 +33,9 @@ import (
 const (
 	// prefix of instances' names; the process and the time of its start follow.
 	prefix = "thaw-measure-"
-	// bufferKiB is each CPU's buffer. A start has some thousand events of 100 bytes.
-	bufferKiB = 4096
+	// bufferKiB are the buffers of all CPUs, and mostKiB and leastKiB those of one. A start
+	// has some thousand events of 100 bytes.
+	bufferKiB, mostKiB, leastKiB = 64 << 10, 4096, 256
 	// pause between two looks into the buffer. Events have their time from the
 	// kernel, so nothing needs to be woken for them.
 	pause = 50 * time.Millisecond
@@ -160,7 +162,7 @@ func (in *Instance) write(name, value string) error {
 // begin switches all on.
 func (in *Instance) begin() error {
 	for _, s := range []struct{ name, value string }{
-		{"tracing_on", "0"}, {"trace_clock", "mono"}, {"buffer_size_kb", strconv.Itoa(bufferKiB)},
+		{"tracing_on", "0"}, {"trace_clock", "mono"}, {"buffer_size_kb", strconv.Itoa(max(leastKiB, min(mostKiB, bufferKiB/runtime.NumCPU())))},
 	} {
 		if err := in.write(s.name, s.value); err != nil {
 			return fmt.Errorf("set up tracing: %w", err)
