@@ -47,13 +47,17 @@ func wants(t *testing.T, ms map[string]float64, args ...string) {
 // itself.
 func TestMeasureECS(t *testing.T) {
 	withPrograms(t, cloud.Program)
-	denied := false
+	denied, looks := false, 0
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 		switch action := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "AmazonEC2ContainerServiceV20141113."); {
 		case r.URL.Path == "/v4/one/task":
-			fmt.Fprint(w, `{"TaskARN":"arn/task","Family":"api","Revision":"1","PullStartedAt":"2026-03-02T05:02:52Z","PullStoppedAt":"2026-03-02T05:03:32.5Z",
-"Containers":[{"Name":"api","Image":"r/api:1","StartedAt":"2026-03-02T05:03:34Z"}]}`)
+			health := `"UNKNOWN"`
+			if looks++; looks > 2 {
+				health = `"HEALTHY","statusSince":"2026-03-02T05:03:39Z"`
+			}
+			fmt.Fprintf(w, `{"TaskARN":"arn/task","Family":"api","Revision":"1","PullStartedAt":"2026-03-02T05:02:52Z","PullStoppedAt":"2026-03-02T05:03:32.5Z",
+"Containers":[{"Name":"api","Image":"r/api:1","StartedAt":"2026-03-02T05:03:34Z","Health":{"status":%s}}]}`, health)
 		case denied:
 			w.WriteHeader(http.StatusBadRequest)
 			fmt.Fprint(w, `{"__type":"AccessDeniedException","message":"no"}`)
@@ -74,6 +78,7 @@ func TestMeasureECS(t *testing.T) {
 	wants(t, map[string]float64{profile.PhaseQueue: 14500, profile.PhasePull: 40250}, "ecs", "--cluster", "shop", "--service", "api", "--region", "eu-west-1")
 	t.Setenv("ECS_CONTAINER_METADATA_URI_V4", srv.URL+"/v4/one")
 	wants(t, map[string]float64{profile.PhasePull: 40500, profile.PhaseRuntimeInit: 1500}, "ecs", "--metadata")
+	wants(t, map[string]float64{profile.PhaseHealthContainer: 5000}, "ecs", "--metadata", "--watch", "5m")
 	denied = true
 	if code, _, stderr := measures(t, "ecs", "--cluster", "shop", "--region", "eu-west-1"); code != 1 || !strings.Contains(stderr, "thaw: hint: the IAM policy of who asks needs Allow for ecs:ListTasks") {
 		t.Errorf("denied: %d, %s", code, stderr)

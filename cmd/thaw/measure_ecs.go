@@ -47,7 +47,8 @@ stopped in the last hour. With --watch also the load balancer is asked, once a s
 it finds new targets healthy. It takes the permissions ecs:ListTasks, ecs:DescribeTasks,
 ecs:DescribeServices and, with --watch, elasticloadbalancing:DescribeTargetHealth.
 
---metadata asks the metadata endpoint of the task that thaw runs in, and nobody else.
+--metadata asks the metadata endpoint of the task that thaw runs in, and nobody else. With
+--watch it asks again, until its containers are healthy that have a health check.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.`,
 		Example: `  aws ecs describe-tasks --cluster shop --tasks $TASKS | thaw measure ecs -
@@ -65,7 +66,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.`,
 	f.StringVar(&opts.ask.Service, "service", "", "of this service (default all of the cluster)")
 	f.StringVar(&opts.ask.Region, "region", "", "AWS region (default the environment's)")
 	f.StringVar(&opts.ask.Profile, "profile", "", "profile of AWS' shared configuration")
-	f.DurationVar(&opts.watch, "watch", 0, "watch the load balancer for so long, then ask for the tasks")
+	f.DurationVar(&opts.watch, "watch", 0, "watch for so long: the load balancer, and then ask for the tasks; with --metadata until it is healthy")
 	return cmd
 }
 
@@ -74,8 +75,8 @@ func runMeasureECS(cmd *cobra.Command, g *globalOptions, opts *measureECSOptions
 	switch {
 	case opts.metadata && live:
 		return usageError{errors.New("want --metadata or --cluster, not both")}
-	case opts.watch != 0 && !live || opts.watch < 0:
-		return usageError{errors.New("--watch goes with --cluster and --service, and is a time to come")}
+	case opts.watch != 0 && !live && !opts.metadata || opts.watch < 0:
+		return usageError{errors.New("--watch goes with --cluster and --service, or --metadata, and is a time to come")}
 	}
 	if err := oneSource(cmd, args, live || opts.metadata, "--cluster and --service, or --metadata"); err != nil {
 		return err
@@ -88,7 +89,7 @@ func runMeasureECS(cmd *cobra.Command, g *globalOptions, opts *measureECSOptions
 		sayWatching(cmd, opts.watch)
 		err = askCloud(cmd.Context(), &r, cloud.CallECS, opts.ask)
 	case opts.metadata:
-		err = readTaskMetadata(cmd.Context(), &r, os.Getenv("ECS_CONTAINER_METADATA_URI_V4"))
+		err = watchTaskMetadata(cmd.Context(), &r, os.Getenv("ECS_CONTAINER_METADATA_URI_V4"), opts.watch)
 	default:
 		err = readDocuments(cmd, &r, args)
 	}
@@ -103,6 +104,24 @@ func runMeasureECS(cmd *cobra.Command, g *globalOptions, opts *measureECSOptions
 		return err
 	}
 	return opts.finish(cmd, g, rec)
+}
+
+// watchTaskMetadata asks again and again, until all containers are healthy that are checked
+// or the time is over.
+func watchTaskMetadata(ctx context.Context, into *ecs.Reader, endpoint string, watch time.Duration) error {
+	until := time.Now().Add(watch)
+	tick := time.NewTicker(max(time.Second, watch/500)) // as many documents as a reader takes, and more than ECS makes checks
+	defer tick.Stop()
+	for {
+		if err := readTaskMetadata(ctx, into, endpoint); err != nil || into.Healthy() || !time.Now().Before(until) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // readTaskMetadata asks the endpoint that ECS gives each container.

@@ -310,3 +310,21 @@ func (r *Reader) targetHealth(raw json.RawMessage) error {
 	}
 	return nil
 }
+
+// Healthy reports whether the last task metadata of each task says that all its containers
+// with a health check are healthy: nothing new is to come. Without any it is false.
+func (r *Reader) Healthy() bool {
+	checked := false
+	for _, k := range r.tasks {
+		if len(k.metadata) == 0 {
+			continue
+		}
+		for _, c := range k.metadata[len(k.metadata)-1].Containers {
+			if c.Health.Status != "" && c.Health.Status != "HEALTHY" {
+				return false
+			}
+			checked = checked || c.Health.Status != ""
+		}
+	}
+	return checked
+}
