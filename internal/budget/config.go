@@ -69,8 +69,6 @@ func (r *fileRule) UnmarshalYAML(n *yaml.Node) error {
 	return n.Decode((*plain)(r))
 }
 
-var typeForm = regexp.MustCompile(` (in|into) (type )?budget\.\w+`)
-
 // ParseFile reads a budget file (docs/budgets.md).
 func ParseFile(b []byte) (Config, error) {
 	c := Config{Regression: DefaultRegression()}
@@ -79,7 +77,7 @@ func ParseFile(b []byte) (Config, error) {
 	var f file
 	var typed *yaml.TypeError
 	if err := dec.Decode(&f); errors.As(err, &typed) { // in one line, without names of ours
-		return c, errors.New(typeForm.ReplaceAllString(strings.Join(typed.Errors, "; "), ""))
+		return c, errors.New(regexp.MustCompile(` (in|into) (type )?budget\.\w+`).ReplaceAllString(strings.Join(typed.Errors, "; "), ""))
 	} else if err != nil && !errors.Is(err, io.EOF) {
 		return c, err
 	}

@@ -15,7 +15,6 @@ package budget
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,11 +53,6 @@ var names = map[string]string{
 	"first-request.penalty": profile.PhaseFirstRequest, "first-request": profile.PhaseFirstRequest, "image.compressed": profile.MeasureImageBytes,
 }
 
-var (
-	ruleForm       = regexp.MustCompile(`^\s*([A-Za-z0-9._-]+)\s*(<=|<)\s*(\S.*?)\s*$`)
-	percentileForm = regexp.MustCompile(`^p([1-9][0-9]?)$`)
-)
-
 // defaultStat is the percentile that is meant where none is written.
 const defaultStat = "p95"
 
@@ -70,21 +64,22 @@ func ParseRule(s string) (Rule, error) {
 	if _, err := time.ParseDuration(strings.TrimSpace(s)); err == nil {
 		s = "cold-start.p95<=" + strings.TrimSpace(s)
 	}
-	m := ruleForm.FindStringSubmatch(s)
-	if m == nil {
+	name, limit, ok := strings.Cut(s, "<")
+	limit, most := strings.CutPrefix(limit, "=")
+	name, limit = strings.ReplaceAll(strings.ToLower(strings.TrimSpace(name)), "_", "-"), strings.TrimSpace(limit)
+	if !ok || name == "" || limit == "" {
 		return fail(errors.New("want MEASURE[.STAT]<=LIMIT, such as cold-start.p95<=1s"))
 	}
-	r := Rule{Strict: m[2] == "<", Level: Fail}
-	name := strings.ReplaceAll(strings.ToLower(m[1]), "_", "-")
+	r := Rule{Strict: !most, Level: Fail}
 	if i := strings.LastIndexByte(name, '.'); i >= 0 && isStat(name[i+1:]) {
 		name, r.Stat = name[:i], strings.Replace(name[i+1:], "median", "p50", 1)
 	}
-	times := strings.HasSuffix(strings.ToLower(m[3]), "x")
+	times := strings.HasSuffix(strings.ToLower(limit), "x")
 	var err error
 	if r.Measure, err = measureNamed(name, times); err != nil {
 		return fail(err)
 	}
-	if r.Limit, err = parseLimit(m[3], unitOf(r.Measure)); err != nil {
+	if r.Limit, err = parseLimit(limit, unitOf(r.Measure)); err != nil {
 		return fail(err)
 	}
 	if r.Measure == profile.MeasureImageBytes {
@@ -98,22 +93,24 @@ func ParseRule(s string) (Rule, error) {
 	if r.Stat != "" {
 		r.text += "." + r.Stat
 	}
-	r.text += m[2] + m[3]
+	r.text += map[bool]string{true: "<", false: "<="}[r.Strict] + limit
 	return r, nil
 }
 
 func isStat(s string) bool {
-	return slices.Contains([]string{"min", "avg", "max", "median"}, s) || percentileForm.MatchString(s)
+	_, ok := quantile(s)
+	return ok || slices.Contains([]string{"min", "avg", "max", "median"}, s)
 }
 
-// quantile is the share that a percentile stands for; false of other statistics.
+// quantile is the share that a percentile, p1 to p99, stands for; false of other
+// statistics.
 func quantile(stat string) (float64, bool) {
-	m := percentileForm.FindStringSubmatch(stat)
-	if m == nil {
+	digits, ok := strings.CutPrefix(stat, "p")
+	n, err := strconv.Atoi(digits)
+	if !ok || err != nil || n < 1 || n > 99 || strconv.Itoa(n) != digits {
 		return 0, false
 	}
-	q, err := strconv.ParseFloat(m[1], 64)
-	return q / 100, err == nil
+	return float64(n) / 100, true
 }
 
 // measureNamed finds a measure by what people call it.

@@ -131,7 +131,7 @@ func (c *checker) record(r *Record) {
 	if r.Version != Version {
 		c.fail("version is %d, not %d", r.Version, Version)
 	}
-	if !idForm.MatchString(r.ID) {
+	if !isID(r.ID) {
 		c.fail("id %.100q is not of the form YYYYMMDD-HHMMSS-xxxx", r.ID)
 	}
 	if y := r.Begun.Year(); y < 1970 || y > 9999 {

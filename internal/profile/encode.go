@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"regexp"
 	"slices"
 	"time"
 )
@@ -20,7 +19,19 @@ func NewID(begun time.Time) string {
 	return fmt.Sprintf("%s-%04x", begun.UTC().Format("20060102-150405"), rand.Uint32N(1<<16))
 }
 
-var idForm = regexp.MustCompile(`^[0-9]{8}-[0-9]{6}-[0-9a-f]{4}$`)
+// isID reports whether a text is of the form of IDs.
+func isID(s string) bool {
+	const form = "00000000-000000-xxxx"
+	for i := range len(form) {
+		switch {
+		case len(s) != len(form), form[i] == '-' && s[i] != '-':
+			return false
+		case form[i] != '-' && (s[i] < '0' || s[i] > '9') && (form[i] != 'x' || s[i] < 'a' || s[i] > 'f'):
+			return false
+		}
+	}
+	return true
+}
 
 // Encode writes a record as JSON, on one line, after [Record.Check]. Paths and other
 // texts that are not UTF-8 lose what is not.

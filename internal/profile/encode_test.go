@@ -209,6 +209,16 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestIDs(t *testing.T) {
+	r := full()
+	for id, ok := range map[string]bool{"20260302-093000-00ff": true, "20260302-093000-00fF": false, "20260302-093000-00fg": false, "20260302-093000-0": false, "": false, "20260302-093000-00fff": false,
+		"2026030a-093000-00ff": false, "20260302_093000-00ff": false, "20260302-093000-00f\n": false, profile.NewID(time.Now()): true, profile.NewID(time.Time{}): true} {
+		if r.ID = id; (r.Check() == nil) != ok {
+			t.Errorf("%q: %v", id, r.Check())
+		}
+	}
+}
+
 func TestDecodeErrors(t *testing.T) {
 	golden, err := os.ReadFile("testdata/record.json")
 	if err != nil {

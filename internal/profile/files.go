@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Classes of files of an image.
@@ -55,35 +56,41 @@ const (
 )
 
 var (
-	pythonSite   = regexp.MustCompile(`/(?:site|dist)-packages/([^/]+)(/.*)?$`)
-	pythonCached = regexp.MustCompile(`^/__pycache__/([^/.]+)\.[^/]*$`)
-	pythonStd    = regexp.MustCompile(`/lib/python[0-9.]+(?:\.zip)?(/|$)`)
-	pythonInfo   = regexp.MustCompile(`^([A-Za-z0-9_.]+?)-[^/]*\.(?:dist|egg)-info$`)
-	rubyGem      = regexp.MustCompile(`/gems/([^/]+)-[0-9][^/-]*(?:-[a-z0-9_]+)*/`)
-	sharedLib    = regexp.MustCompile(`^(.+?\.so(?:\.[0-9]+)?)(?:\.[0-9]+)*$`)
-	versioned    = regexp.MustCompile(`^(.+?)-[0-9][^/]*$`)
-	programs     = regexp.MustCompile(`(?:^|/)s?bin/([^/]+)$`)
+	pythonSite   = pattern(`/(?:site|dist)-packages/([^/]+)(/.*)?$`)
+	pythonCached = pattern(`^/__pycache__/([^/.]+)\.[^/]*$`)
+	pythonStd    = pattern(`/lib/python[0-9.]+(?:\.zip)?(/|$)`)
+	pythonInfo   = pattern(`^([A-Za-z0-9_.]+?)-[^/]*\.(?:dist|egg)-info$`)
+	rubyGem      = pattern(`/gems/([^/]+)-[0-9][^/-]*(?:-[a-z0-9_]+)*/`)
+	sharedLib    = pattern(`^(.+?\.so(?:\.[0-9]+)?)(?:\.[0-9]+)*$`)
+	versioned    = pattern(`^(.+?)-[0-9][^/]*$`)
+	programs     = pattern(`(?:^|/)s?bin/([^/]+)$`)
 )
+
+// pattern is compiled when it is first used: each start of the program would pay for it
+// otherwise.
+func pattern(s string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(s) })
+}
 
 // PackageOf names the library or program that a file of an image belongs to, such as
 // python:pandas, node:@scope/name, lib:libssl.so.3, bin:nginx, java:spring-core,
 // ruby:rack, php:symfony/http, dotnet:System.Text.Json. Empty: none that is known by
 // its path, as what an application has of its own.
 func PackageOf(p string) string {
-	if m := pythonSite.FindStringSubmatch(p); m != nil {
+	if m := pythonSite().FindStringSubmatch(p); m != nil {
 		return pythonPackage(m[1], m[2])
 	}
 	if i := strings.LastIndex(p, "/node_modules/"); i >= 0 {
 		return nodePackage(p[i+len("/node_modules/"):])
 	}
-	if m := rubyGem.FindStringSubmatch(p); m != nil {
+	if m := rubyGem().FindStringSubmatch(p); m != nil {
 		return "ruby:" + m[1]
 	}
 	base := path.Base(p)
 	switch path.Ext(p) {
 	case ".jar":
 		name := strings.TrimSuffix(base, ".jar")
-		if m := versioned.FindStringSubmatch(name); m != nil {
+		if m := versioned().FindStringSubmatch(name); m != nil {
 			name = m[1]
 		}
 		return "java:" + name
@@ -95,7 +102,7 @@ func PackageOf(p string) string {
 	if strings.HasSuffix(p, "/lib/modules") && (strings.Contains(p, "/jdk") || strings.Contains(p, "/java") || strings.Contains(p, "/jre") || strings.Contains(p, "/jvm/")) {
 		return javaOwn
 	}
-	if pythonStd.MatchString(p) {
+	if pythonStd().MatchString(p) {
 		return pythonOwn
 	}
 	if _, rest, ok := strings.Cut(p, "/vendor/"); ok && strings.HasSuffix(p, ".php") {
@@ -103,10 +110,10 @@ func PackageOf(p string) string {
 			return "php:" + parts[0] + "/" + parts[1]
 		}
 	}
-	if m := sharedLib.FindStringSubmatch(base); m != nil {
+	if m := sharedLib().FindStringSubmatch(base); m != nil {
 		return "lib:" + m[1]
 	}
-	if m := programs.FindStringSubmatch(p); m != nil {
+	if m := programs().FindStringSubmatch(p); m != nil {
 		return "bin:" + m[1]
 	}
 	return ""
@@ -115,12 +122,12 @@ func PackageOf(p string) string {
 // pythonPackage names what is in site-packages at top, with rest below it.
 func pythonPackage(top, rest string) string {
 	if top == "__pycache__" {
-		if m := pythonCached.FindStringSubmatch("/" + top + rest); m != nil {
+		if m := pythonCached().FindStringSubmatch("/" + top + rest); m != nil {
 			return "python:" + m[1]
 		}
 		return ""
 	}
-	if m := pythonInfo.FindStringSubmatch(top); m != nil {
+	if m := pythonInfo().FindStringSubmatch(top); m != nil {
 		return "python:" + m[1]
 	}
 	if rest == "" { // a module of one file: name.py, name.cpython-311-x86_64-linux-gnu.so
