@@ -165,7 +165,7 @@ daemon --metrics.
 
 ` + runHelp,
 		Example: `  thaw emit prometheus last | curl --data-binary @- http://pushgateway:9091/metrics/job/coldstart
-  thaw emit prometheus last > /var/lib/node_exporter/coldstart.prom.$$ && mv /var/lib/node_exporter/coldstart.prom.$$ /var/lib/node_exporter/coldstart.prom`,
+  cd /var/lib/node_exporter && thaw emit prometheus last > .new && mv .new coldstart.prom`,
 		Args: atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			starts, err := opts.starts(cmd, g, args)

@@ -29,7 +29,8 @@ starts, for the metrics of thaw emit emf and cloudwatch.
 What is given here becomes the default of the template's parameters. With
 --task-definition both ask for the starts of that task definition, else for all of
 the service.`,
-		Example: `  thaw emit cloudformation --service api --topic arn:aws:sns:eu-west-1:123456789012:oncall > coldstart.yaml
+		Example: `  thaw emit cloudformation --service api \
+      --topic arn:aws:sns:eu-west-1:123456789012:oncall > coldstart.yaml
   aws cloudformation deploy --stack-name api-coldstart --template-file coldstart.yaml`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
