@@ -45,7 +45,7 @@ func TestWeb(t *testing.T) {
 	p.Eventually(`/ready/.test(document.querySelector("#now tbody tr").textContent)`)
 	p.Eventually(`document.querySelector("#now tbody tr a") !== null`) // its recording is over
 	p.Eventually(`document.querySelectorAll("#fleet tbody tr").length === 1 && !/–/.test(document.querySelector("#fleet tbody tr").textContent)`)
-	p.Eventually(`document.querySelectorAll("#trend circle").length === 1 && /never read/.test(document.querySelector("#overview h1").textContent)`)
+	p.Eventually(`document.querySelectorAll("#trend circle").length === 1 && /not read until ready/.test(document.querySelector("#overview h1").textContent)`)
 	run.signal(unix.SIGTERM)
 	run.wait()
 

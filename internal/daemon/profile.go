@@ -26,7 +26,7 @@ func (w *web) begun(image string, begun time.Time) (id string, failed func(err e
 	if w == nil {
 		return "", func(error) {}
 	}
-	s := report.Start{ID: profile.NewID(begun), Image: image, Begun: begun, State: report.StateAsked}
+	s := report.Start{ID: w.newID(begun), Image: image, Begun: begun, State: report.StateAsked}
 	w.put(s)
 	return s.ID, func(err error) {
 		s.State, s.Over, s.Error = report.StateFailed, true, err.Error()
@@ -64,7 +64,7 @@ func (w *web) follow(m *mounted) {
 	d := w.d
 	id := m.shown
 	if id == "" {
-		id = profile.NewID(m.asked)
+		id = w.newID(m.asked)
 	}
 	here, _ := m.hereBytes()
 	timeout := time.NewTimer(followMost)

@@ -26,12 +26,18 @@ const (
 	// of them may be behind: it is sent away then, and connects anew.
 	maxListeners = 16
 	maxBehind    = 64
+	// maxConnections and maxPages bound what anybody who reaches the address may take of the
+	// daemon: its files, and the memory in which pages are made, until they are read.
+	maxConnections = 128
+	maxPages       = 4
+	pageWait       = 10 * time.Second
 )
 
 // web shows this daemon's starts. It is there only if it was asked for.
 type web struct {
 	d     *Daemon
 	store *profilestore.Store
+	pages chan struct{} // has those that are being made and sent
 
 	mu        sync.Mutex // guards what follows
 	starts    []report.Start
@@ -39,7 +45,7 @@ type web struct {
 }
 
 func newWeb(d *Daemon) *web {
-	return &web{d: d, store: profilestore.New(filepath.Join(d.cfg.Root, profilestore.FileName), profilestore.Options{Keep: maxStarts, Log: d.log}), listeners: map[chan []byte]bool{}}
+	return &web{d: d, store: profilestore.New(filepath.Join(d.cfg.Root, profilestore.FileName), profilestore.Options{Keep: maxStarts, Log: d.log}), pages: make(chan struct{}, maxPages), listeners: map[chan []byte]bool{}}
 }
 
 // serve answers until the daemon ends. An address that cannot be had is tried again.
@@ -54,7 +60,7 @@ func (w *web) serve() {
 		l, err := net.Listen("tcp", d.cfg.Web)
 		if err == nil {
 			d.log.Info("starts are shown", "address", l.Addr().String())
-			err = srv.Serve(l)
+			err = srv.Serve(newFewConns(l))
 		}
 		if d.ctx.Err() != nil {
 			return
@@ -66,6 +72,61 @@ func (w *web) serve() {
 		select {
 		case <-time.After(again):
 		case <-d.ctx.Done():
+		}
+	}
+}
+
+// fewConns is a listener that has maxConnections at once; others wait for one to end.
+type fewConns struct {
+	net.Listener
+	taken  chan struct{}
+	closed chan struct{}
+	close  func()
+}
+
+func newFewConns(l net.Listener) *fewConns {
+	closed := make(chan struct{})
+	return &fewConns{l, make(chan struct{}, maxConnections), closed, sync.OnceFunc(func() { close(closed) })}
+}
+
+func (l *fewConns) Accept() (net.Conn, error) {
+	select {
+	case l.taken <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.taken
+		return nil, err
+	}
+	return &fewConn{c, sync.OnceFunc(func() { <-l.taken })}, nil
+}
+
+func (l *fewConns) Close() error {
+	l.close()
+	return l.Listener.Close()
+}
+
+type fewConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *fewConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
+// newID is an ID for a start that is begun now: of hundreds in one second, as when a node
+// comes up, some would have the same.
+func (w *web) newID(begun time.Time) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for {
+		id := profile.NewID(begun)
+		if !slices.ContainsFunc(w.starts, func(s report.Start) bool { return s.ID == id }) {
+			return id
 		}
 	}
 }
@@ -118,9 +179,9 @@ func (w *web) put(s report.Start) {
 
 func (w *web) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", w.serveStarts)
+	mux.HandleFunc("GET /{$}", w.page(w.serveStarts))
 	mux.HandleFunc("GET /events", w.serveEvents)
-	mux.HandleFunc("GET /starts/{id}", w.serveRecord)
+	mux.HandleFunc("GET /starts/{id}", w.page(w.serveRecord))
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h := rw.Header()
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -135,6 +196,23 @@ func (w *web) handler() http.Handler {
 		}
 		mux.ServeHTTP(rw, r)
 	})
+}
+
+// page makes few pages at a time.
+func (w *web) page(serve http.HandlerFunc) http.HandlerFunc {
+	return func(rw http.ResponseWriter, r *http.Request) {
+		wait := time.NewTimer(pageWait)
+		defer wait.Stop()
+		select {
+		case w.pages <- struct{}{}:
+			defer func() { <-w.pages }()
+			http.NewResponseController(rw).SetWriteDeadline(time.Now().Add(writeTimeout))
+			serve(rw, r)
+		case <-wait.C:
+			http.Error(rw, "too many pages are being read", http.StatusServiceUnavailable)
+		case <-r.Context().Done():
+		}
+	}
 }
 
 // called reports whether a request may call the daemon by this name: not by one that
@@ -160,15 +238,16 @@ func (w *web) serveStarts(rw http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		node = "this node"
 	}
-	writePage(rw)
+	pageHeader(rw)
 	if err := report.WriteLive(rw, node, w.d.cfg.Version, starts); err != nil {
 		w.d.log.Debug("show starts", "err", err)
 	}
 }
 
-// writePage bounds how long a page may take to be written.
-func writePage(rw http.ResponseWriter) {
-	http.NewResponseController(rw).SetWriteDeadline(time.Now().Add(30 * time.Second))
+// writeTimeout is how long a page may take to be written.
+const writeTimeout = 30 * time.Second
+
+func pageHeader(rw http.ResponseWriter) {
 	rw.Header().Set("Content-Type", "text/html; charset=utf-8")
 	rw.Header().Set("Content-Security-Policy", "frame-ancestors 'none'") // the page has the rest
 }
@@ -184,7 +263,7 @@ func (w *web) serveRecord(rw http.ResponseWriter, r *http.Request) {
 		w.d.log.Error("read record", "record", r.PathValue("id"), "err", err)
 		return
 	}
-	writePage(rw)
+	pageHeader(rw)
 	if err := report.Write(rw, []profile.Record{*rec}, report.Options{Tool: w.d.cfg.Version, Home: "/"}); err != nil {
 		w.d.log.Debug("show start", "err", err)
 	}

@@ -54,7 +54,7 @@ function drawFleet() {
   if (!rows.length) { host.fleet.replaceChildren(none("No start is over yet.")); return; }
   const q = (p) => ([, list]) => { const v = at(totals(list), p); return known(v) ? ms(v) : null; };
   host.fleet.replaceChildren(table([["Image", ([image]) => image, "path"], ["Starts", ([, l]) => l.length + (l.some((s) => s.state === "failed") ? ` (${l.filter((s) => s.state === "failed").length} failed)` : ""), "n"], ["p50", q(.5), "n"], ["p90", q(.9), "n"], ["p99", q(.99), "n"],
-    ["Bytes needed", ([, l]) => { const v = at(l.map((s) => s.needed_bytes).filter((n) => n > 0), .5); return known(v) ? bytes(v) : null; }, "n"], ["Never read", ([, l]) => { const v = unread(l); return known(v) ? pct(v, 1) : null; }, "n"], ["From where", ([, l]) => originBar(l.filter((s) => s.needed_bytes), 90)]], rows, "By image; bytes are uncompressed, of files that were read until ready"), h("ul", { class: "legend" }, origins.map(([, name, colour]) => h("li", {}, g("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, g("rect", { class: "p-" + colour, width: 12, height: 12, rx: 2 })), name))));
+    ["Bytes needed", ([, l]) => { const v = at(l.map((s) => s.needed_bytes).filter((n) => n > 0), .5); return known(v) ? bytes(v) : null; }, "n"], ["Not read until ready", ([, l]) => { const v = unread(l); return known(v) ? pct(v, 1) : null; }, "n"], ["From where", ([, l]) => originBar(l.filter((s) => s.needed_bytes), 90)]], rows, "By image; bytes are uncompressed, of files that were read until ready"), h("ul", { class: "legend" }, origins.map(([, name, colour]) => h("li", {}, g("svg", { viewBox: "0 0 12 12", "aria-hidden": "true" }, g("rect", { class: "p-" + colour, width: 12, height: 12, rx: 2 })), name))));
 }
 
 let repository = null;
@@ -98,11 +98,11 @@ function drawTrend() {
   trendCard.retable();
 }
 const trendCard = card("trend", "Releases", "Time to ready of one repository's releases, in the order in which they came here; the line is the median.", { chart: trend, controls: [chooser],
-  table: () => table([["Release", (r) => r.name], ["First seen", (r) => when(r.first)], ["Starts", (r) => r.list.length, "n"], ["p50", (r) => ms(at(totals(r.list), .5)), "n"], ["p90", (r) => ms(at(totals(r.list), .9)), "n"], ["Never read", (r) => { const v = unread(r.list); return known(v) ? pct(v, 1) : null; }, "n"]], releases(), repository || "") });
+  table: () => table([["Release", (r) => r.name], ["First seen", (r) => when(r.first)], ["Starts", (r) => r.list.length, "n"], ["p50", (r) => ms(at(totals(r.list), .5)), "n"], ["p90", (r) => ms(at(totals(r.list), .9)), "n"], ["Not read until ready", (r) => { const v = unread(r.list); return known(v) ? pct(v, 1) : null; }, "n"]], releases(), repository || "") });
 
 function drawHeadline() {
   const over = [...starts.values()].filter((s) => s.over), t = totals(over), read = over.filter((s) => s.needed_bytes), all = sum(read, (s) => s.here_bytes + s.cache_bytes + s.registry_bytes), never = unread(over), under = starts.size - over.length;
-  host.headline.textContent = !starts.size ? "No starts yet." : known(never) ? `${pct(never, 1)} of the images' bytes are never read; ${pct(all - sum(read, (s) => s.registry_bytes), all)} of the rest came from near.` : t.length ? `Ready in ${ms(at(t, .5))}, in the median.` : `${plural(starts.size, "start")}.`;
+  host.headline.textContent = !starts.size ? "No starts yet." : known(never) ? `${pct(never, 1)} of the images' bytes are not read until ready; ${pct(all - sum(read, (s) => s.registry_bytes), all)} of the rest came from near.` : t.length ? `Ready in ${ms(at(t, .5))}, in the median.` : `${plural(starts.size, "start")}.`;
   host.facts.textContent = [plural(over.length, "start"), under ? `${under} under way` : null, t.length ? `median ${ms(at(t, .5))}, p99 ${ms(at(t, .99))}` : null, plural(new Set(over.map((s) => s.image)).size, "image")].filter(Boolean).join(" · ");
 }
 
