@@ -74,13 +74,30 @@ func startKnown(t testing.TB, r *profile.Run) {
 	}
 }
 
+// bytesKnown says that all starts found in the page cache what they had read.
+func bytesKnown(rec *profile.Record) bool {
+	for _, s := range rec.Subjects {
+		for _, r := range s.Runs {
+			for _, p := range r.Packages {
+				if p.Name == "node:sequelize" && p.Bytes == 0 {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
 // TestMeasure: a real application, lazily and eagerly, from the request to requests that
 // it answers.
 func TestMeasure(t *testing.T) {
 	testenv.NeedRuntime(t)
 	n := newNode(t)
-	rec := n.measured(n.start(n.measureArgs("node", "/health/ready", "--net", "fast", "--runs", "1", "--compare-mode", "eager", "--request", "GET:/", "--wait-complete",
-		"--name", "try", "--label", "release=1", "--json")...), "node lazy 1/1", "node eager 1/1")
+	var rec *profile.Record
+	for attempt := 0; attempt < 3 && (rec == nil || !bytesKnown(rec)); attempt++ { // others on the machine may drop the page cache in between
+		rec = n.measured(n.start(n.measureArgs("node", "/health/ready", "--net", "fast", "--runs", "1", "--compare-mode", "eager", "--request", "GET:/", "--wait-complete",
+			"--name", "try", "--label", "release=1", "--json")...), "node lazy 1/1", "node eager 1/1")
+	}
 	if rec.Name != "try" || rec.Labels["release"] != "1" || rec.Source != profile.SourceMeasure || rec.Network.Name != "fast" || rec.Machine.CPUs < 1 || len(rec.Subjects) != 2 {
 		t.Errorf("record %+v", rec.Labels)
 	}
