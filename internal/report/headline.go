@@ -15,7 +15,7 @@ type headline struct {
 
 func newHeadline(v *subjectView) headline {
 	var h headline
-	runs := len(v.Runs)
+	runs := v.Count
 	if v.Median == nil {
 		h.Text = fmt.Sprintf("No start succeeded: %d of %d failed.", v.Failed, runs)
 		if runs == 0 {

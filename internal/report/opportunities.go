@@ -108,8 +108,9 @@ func pullOpportunity(v *subjectView, s *profile.Subject, r *profile.Record) *opp
 		var pulls, waits []float64
 		for j := range other.Runs {
 			if run := newRunView(&other.Runs[j]); run.Error == "" {
-				if ms, ok := run.ms(profile.PhasePull); ok {
-					pulls, waits = append(pulls, ms), append(waits, lazyWait(&run))
+				wait, known := lazyWait(&run)
+				if ms, ok := run.ms(profile.PhasePull); ok && known {
+					pulls, waits = append(pulls, ms), append(waits, wait)
 				}
 			}
 		}
@@ -140,19 +141,19 @@ func pullOpportunity(v *subjectView, s *profile.Subject, r *profile.Record) *opp
 	return o
 }
 
-// lazyWait is how long reads waited, of the phases that make up a start.
-func lazyWait(r *runView) float64 {
-	sum := 0.
+// lazyWait is how long reads waited, of the phases that make up a start; false if that
+// is not known of any.
+func lazyWait(r *runView) (sum float64, known bool) {
 	for _, name := range profile.Phases[:profile.StartPhases] {
 		if p := r.phase(name); p != nil && p.Lazy != nil {
-			sum += *p.Lazy
+			sum, known = sum+*p.Lazy, true
 		}
 	}
-	return sum
+	return sum, known
 }
 
 func waitOpportunity(v *subjectView) *opportunity {
-	wait := lazyWait(v.Median)
+	wait, _ := lazyWait(v.Median)
 	if wait <= 0 {
 		return nil
 	}

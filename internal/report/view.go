@@ -124,7 +124,10 @@ type subjectView struct {
 	Probe         string        `json:"probe,omitempty"`
 	ImageBytes    int64         `json:"image_bytes"`
 	UnpackedBytes int64         `json:"unpacked_bytes"`
+	Count         int           `json:"count"` // runs, of which Runs are the first
 	Failed        int           `json:"failed"`
+	Looked        int           `json:"looked"` // runs whose coldness was looked at
+	Proven        int           `json:"proven"` // of them
 	Total         *stats        `json:"total"`
 	Totals        []float64     `json:"totals"`
 	Readiness     []float64     `json:"readiness"` // from exec to ready, of each good run
@@ -328,7 +331,7 @@ func notNil[T any](s []T) []T {
 
 func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectView {
 	v := subjectView{Name: cmp.Or(s.Name, "start"), Record: record, Image: s.Image, Manifest: s.Manifest, Mode: s.Mode, Cold: s.Cold, Command: notNil(s.Command), Probe: s.Probe,
-		ImageBytes: s.ImageBytes, UnpackedBytes: s.UnpackedBytes, Totals: []float64{}, Readiness: []float64{}, Runs: []runView{}, Packages: []packageView{}, Routes: []routeView{}}
+		ImageBytes: s.ImageBytes, UnpackedBytes: s.UnpackedBytes, Count: len(s.Runs), Totals: []float64{}, Readiness: []float64{}, Runs: []runView{}, Packages: []packageView{}, Routes: []routeView{}}
 	if v.ImageBytes == 0 {
 		for _, l := range s.Layers {
 			v.ImageBytes += l.Bytes
@@ -337,6 +340,12 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 	var good []*profile.Run
 	for i := range s.Runs {
 		run := &s.Runs[i]
+		if c := run.Coldness; c != nil {
+			v.Looked++
+			if c.Proven {
+				v.Proven++
+			}
+		}
 		if run.Error != "" {
 			v.Failed++
 		} else {
@@ -353,13 +362,14 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 		}
 	}
 	v.Total = summarize(v.Totals)
+	sum := s.Summarize()
 	if len(good) > 0 {
 		typical := typicalRun(good, v.Total)
 		from := 0
 		for &s.Runs[from] != typical {
 			from++
 		}
-		v.Median = medianRun(good, typical, from+1)
+		v.Median = medianRun(good, typical, from+1, &sum)
 		v.Median.Total = nil
 		if v.Total != nil {
 			v.Median.Total = &v.Total.P50
@@ -367,7 +377,7 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 		v.Health = newHealthView(good, typical)
 	}
 	v.Cost = medianCost(good)
-	v.Routes = routes(good)
+	v.Routes = routes(good, sum.Routes)
 	v.Packages = packages(good)
 	v.Map, v.Layers = newFileMap(s)
 	v.Score = newScore(&v)
@@ -485,10 +495,13 @@ func mergeWaits(waits []profile.Wait) [][2]float64 {
 
 // medianRun is what is typical of runs: medians of times, and processes and waits of
 // one of them.
-func medianRun(good []*profile.Run, typical *profile.Run, from int) *runView {
+func medianRun(good []*profile.Run, typical *profile.Run, from int, sum *profile.Summary) *runView {
 	v := &runView{Of: len(good), From: from, Phases: []phaseView{}, Events: []eventView{}, Processes: processes(typical), Waits: mergeWaits(typical.Waits), Warnings: []string{}}
 	for _, name := range profile.Phases {
 		if p := medianPhase(good, name); p != nil {
+			if p.Ms != nil { // the least of all runs
+				p.Confidence = sum.Phase(name).Confidence
+			}
 			v.Phases = append(v.Phases, *p)
 		}
 	}
@@ -641,8 +654,9 @@ func newHealthView(good []*profile.Run, typical *profile.Run) *healthView {
 	return v
 }
 
-// routes puts the requests of all runs together, by route and number.
-func routes(good []*profile.Run) []routeView {
+// routes puts the requests of all runs together, by route and number. What the first one
+// costs is what the runs' phases say of it.
+func routes(good []*profile.Run, known []profile.RouteSummary) []routeView {
 	var order []string
 	byRoute := map[string]map[int][]profile.Request{}
 	for _, r := range good {
@@ -663,32 +677,15 @@ func routes(good []*profile.Run) []routeView {
 	out := []routeView{}
 	for _, route := range order {
 		v := routeView{Route: route}
-		var first, later, steady []float64
 		for n := 1; n <= maxRequests; n++ {
 			if all := byRoute[route][n]; len(all) > 0 {
 				v.N = append(v.N, newRequestView(n, all))
-				for _, q := range all {
-					switch ms := q.EndMs - q.StartMs; {
-					case n == 1:
-						first = append(first, ms)
-					case n >= 5:
-						steady = append(steady, ms)
-						later = append(later, ms)
-					default:
-						later = append(later, ms)
-					}
-				}
 			}
 		}
-		if len(steady) == 0 {
-			steady = later
-		}
-		v.First, v.Steady, v.Known = round(median(first)), round(median(steady)), len(first) > 0 && len(steady) > 0
-		if len(v.N) > 0 && v.N[0].Failed > len(first)/2 { // what fails at once says nothing
-			v.Known = false
-		}
-		if v.Known {
-			v.Penalty = round(v.First - v.Steady)
+		for i := range known {
+			if k := &known[i]; k.Route == route {
+				v.First, v.Steady, v.Penalty, v.Known = round(k.FirstMs.P50), round(k.SteadyMs.P50), round(k.PenaltyMs.P50), true
+			}
 		}
 		out = append(out, v)
 	}

@@ -16,7 +16,7 @@ function overview(s) {
     table([["Measure", (m) => m.name], ["Weight", (m) => (100 * m.weight).toFixed(0) + " %", "n"], ["Value", (m) => !known(m.value) ? "unknown" : m.unit === "ms" ? ms(m.value) : pct(m.value, 1), "n"], ["90 points at", (m) => m.unit === "ms" ? ms(m.p10) : pct(m.p10, 1), "n"], ["50 points at", (m) => m.unit === "ms" ? ms(m.median) : pct(m.median, 1), "n"], ["Points", (m) => known(m.value) ? m.score.toFixed(0) : null, "n"]], s.score.measures, "Each is a lognormal curve, as Lighthouse has them"),
     h("p", { class: "note" }, s.score.known < .999 ? `What is unknown is left out: the score is of ${(100 * s.score.known).toFixed(0)} % of the weights. ` : "", "A score is for orientation. Budgets are better in milliseconds."));
   const ring = scoreRing(s, (e) => { const on = detail.hidden; detail.hidden = !on; e.currentTarget.setAttribute("aria-expanded", String(on)); });
-  const facts = [s.image || null, s.mode ? "started " + s.mode : null, s.cold ? { L0: "nothing of the image here (L0)", L1: "all of it on disk (L1)", L2: "all of it in memory (L2)", L3: "a frozen process (L3)" }[s.cold] || s.cold : null, plural(s.runs.length, "run") + (s.failed ? `, ${s.failed} of them failed` : "")].filter(Boolean);
+  const facts = [s.image || null, s.mode ? "started " + s.mode : null, s.cold ? { L0: "nothing of the image here (L0)", L1: "all of it on disk (L1)", L2: "all of it in memory (L2)", L3: "a frozen process (L3)" }[s.cold] || s.cold : null, plural(s.count, "run") + (s.failed ? `, ${s.failed} of them failed` : "")].filter(Boolean);
   const tiles = [];
   const tile = (k, v, d) => tiles.push(h("div", { class: "tile" }, h("div", { class: "k" }, k), h("div", { class: "v" }, v), d ? h("div", { class: "d" }, d) : null));
   tile("Ready, median", t ? ms(t.p50) : "unknown", t && t.n > 1 ? `min\u00a0${ms(t.min)} · avg\u00a0${ms(t.avg)} · max\u00a0${ms(t.max)}`.replace(/(\d) (m?s)/g, "$1\u00a0$2") : t ? "one run" : null);
@@ -151,7 +151,7 @@ function runsCard(s) {
     all.forEach((o, i) => {
       const y = 20 + i * rowHeight, mid = narrow ? y + 32 : y + rowHeight / 2;
       const t = o.total;
-      out.push(g("g", { class: "row", tabindex: 0, role: "img", "data-row": "runs", tip: [o.name, t ? `min ${ms(t.min)}, avg ${ms(t.avg)}, median ${ms(t.p50)}, max ${ms(t.max)}` : "never ready", plural(o.runs.length, "run") + (o.failed ? `, ${o.failed} failed` : "")] },
+      out.push(g("g", { class: "row", tabindex: 0, role: "img", "data-row": "runs", tip: [o.name, t ? `min ${ms(t.min)}, avg ${ms(t.avg)}, median ${ms(t.p50)}, max ${ms(t.max)}` : "never ready", plural(o.count, "run") + (o.failed ? `, ${o.failed} failed` : "")] },
         g("rect", { class: "hover", x: -8, y, width: width + 16, height: rowHeight, rx: 5 }), text(0, narrow ? y + 15 : mid + 4, shorten(o.name, narrow ? 40 : 27), o === s ? "ink b" : "ink"),
         t && t.ci ? g("rect", { x: x(t.ci[0]), y: mid - 8, width: Math.max(x(t.ci[1]) - x(t.ci[0]), 1), height: 16, rx: 3, fill: "var(--accent)", opacity: .16 }) : null,
         o.totals.map((v) => g("circle", { cx: x(v), cy: mid, r: 4, fill: "var(--accent)", "fill-opacity": .5 })), t ? g("path", { class: "whisker", d: `M${x(t.p50)},${mid - 9} v18`, "stroke-width": 2.2 }) : null,
@@ -160,18 +160,18 @@ function runsCard(s) {
     return frame(width, 24 + all.length * rowHeight, out);
   });
   const rows = s.median ? [{ name: null, stats: s.total }, ...s.median.phases] : [];
-  const numbers = table([["", (p) => p.name === null ? "Requested to ready" : phaseLabel(p.name)], ...["min", "avg", "max", "p50", "p90", "p95", "p99"].map((k) => [k, (p) => p.stats ? ms(p.stats[k]) : "unknown", "n"])], rows, `${s.name}: ${plural(s.runs.length - s.failed, "run")}`);
+  const numbers = table([["", (p) => p.name === null ? "Requested to ready" : phaseLabel(p.name)], ...["min", "avg", "max", "p50", "p90", "p95", "p99"].map((k) => [k, (p) => p.stats ? ms(p.stats[k]) : "unknown", "n"])], rows, `${s.name}: ${plural(s.count - s.failed, "run")}`);
   return card("runs", "Runs", "Each dot is a run, from requested to ready; the line is the median, the band its 95 % confidence.", { chart: c, after: rows.length ? h("div", {}, h("h3", {}, "Minimum, average, maximum"), numbers) : null,
-    table: () => table([["Run", (r, i) => i + 1, "n"], ["Begun", (r) => when(r.begun)], ["Ready", (r) => ms(r.total), "n"], ["Coldness", (r) => r.coldness ? `${r.coldness.level}${r.coldness.proven ? ", proven" : ", not proven"}` : "not known"], ["Failed", (r) => r.error || null], ["Warnings", (r) => r.warnings.join("; ") || null]], s.runs, `Runs of ${s.name}`) });
+    table: () => table([["Run", (r, i) => i + 1, "n"], ["Begun", (r) => when(r.begun)], ["Ready", (r) => ms(r.total), "n"], ["Coldness", (r) => r.coldness ? `${r.coldness.level}${r.coldness.proven ? ", proven" : ", not proven"}` : "not known"], ["Failed", (r) => r.error || null], ["Warnings", (r) => r.warnings.join("; ") || null]], s.runs, `Runs of ${s.name}` + (s.count > s.runs.length ? `, the first ${s.runs.length} of ${s.count}` : "")) });
 }
 
 function methodCard(s) {
-  const r = data.records[s.record], proven = s.runs.filter((x) => x.coldness && x.coldness.proven).length, seen = s.runs.filter((x) => x.coldness).length;
+  const r = data.records[s.record], proven = s.proven, seen = s.looked;
   const pairs = [["Record", r.id || null], ["Name", r.name], ["Measured by", { measure: "thaw measure, which started the containers", attach: "thaw measure --attach, which watched containers that somebody else started", daemon: "the daemon of thaw, of its own starts", containerd: "events of containerd", ecs: "what ECS says of tasks", kubernetes: "status and events of Kubernetes" }[r.source] || r.source], ["When", when(r.begun) + (r.ended && when(r.ended) ? " to " + when(r.ended) : "")], ["thaw", r.tool],
     ["Machine", [r.machine.kernel, r.machine.cpus ? plural(r.machine.cpus, "CPU") : null, r.machine.memory_bytes ? bytes(r.machine.memory_bytes) : null].filter(Boolean).join(", ")],
     ["Network", [r.network.name, r.network.latency_ms ? ms(r.network.latency_ms) + " latency" : null, r.network.bandwidth_bytes_per_s ? bytes(r.network.bandwidth_bytes_per_s) + "/s" : null].filter(Boolean).join(", ")],
     ["Labels", Object.entries(r.labels || {}).map(([k, v]) => `${k}=${v}`).join(", ")], ["Image", s.image], ["Manifest", s.manifest], ["Started", s.mode], ["Command", s.command.join(" ")], ["Ready when", s.probe],
-    ["Coldness", seen ? `${s.cold || ""} ${proven} of ${plural(s.runs.length, "run")} proven cold`.trim() + (proven < s.runs.length ? "; " + [...new Set(s.runs.map((x) => x.coldness && x.coldness.reason).filter(Boolean))].slice(0, 3).join("; ") : "") : "not looked at"]];
+    ["Coldness", seen ? `${s.cold || ""} ${proven} of ${plural(s.count, "run")} proven`.trim() + (proven < s.count ? "; " + [...new Set(s.runs.map((x) => x.coldness && x.coldness.reason).filter(Boolean))].slice(0, 3).join("; ") : "") : "not looked at"]];
   const raw = h("button", { type: "button", id: "raw", onclick: () => saveRaw(r) }, "Save raw data");
   return card("method", "Method", null, { controls: [raw], chart: h("div", { class: "pair" },
     h("dl", {}, pairs.filter(([, v]) => v).map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])),
@@ -204,7 +204,7 @@ function together(lists) {
 
 function warningsBox(s) {
   const r = data.records[s.record], all = [...r.warnings, ...together(s.runs.map((x) => x.warnings))], failed = together(s.runs.map((x) => x.error ? [x.error] : []));
-  const failures = s.runs.filter((x) => x.error).length;
+  const failures = s.failed;
   const part = (title, list, bad) => list.length ? h("div", { class: "warn" + (bad ? " bad" : ""), role: "note" }, h("b", {}, title), list.length > 1 ? h("ul", {}, list.slice(0, 12).map((w) => h("li", {}, w)), list.length > 12 ? h("li", {}, `and ${list.length - 12} more`) : null) : " " + list[0]) : null;
   return [part(`${plural(failures, "failed run")}.`, failed, true), part(all.length > 1 ? `${all.length} warnings.` : "Warning.", all)].filter(known);
 }
