@@ -167,9 +167,13 @@ func (t *Target) Fill(run *profile.Run, zero time.Duration) {
 	if e, ok := f.Listen(port); ok {
 		add(profile.EventListen, profile.SignalTracefs, fmt.Sprintf("port %d", e.Port), e.At)
 		t.fillAccept(run, f, e, add)
-	} else if at := t.polled(); at > 0 {
+	} else if at, late := t.polled(); at > 0 {
+		if ready := run.Event(profile.EventReady); ready != nil { // it listened by then
+			by := zero + time.Duration(ready.AtMs*float64(time.Millisecond))
+			at, late = min(at, by), max(0, late-max(0, at-by))
+		}
 		run.Events = append(run.Events, profile.Event{Name: profile.EventListen, AtMs: since(zero, at), Source: profile.SignalProc,
-			Confidence: profile.Measured, Detail: fmt.Sprintf("port %d", port), PrecisionMs: milliseconds(pollEvery)})
+			Confidence: profile.Measured, Detail: fmt.Sprintf("port %d", port), PrecisionMs: milliseconds(max(late, pollEvery))})
 	}
 	for _, p := range f.Processes {
 		one := profile.Process{Pid: p.Pid, Parent: p.Parent, Command: p.Name, StartMs: since(zero, p.Start)}
@@ -208,11 +212,11 @@ func (t *Target) fillAccept(run *profile.Run, f *tracefs.Followed, listen tracef
 	}
 }
 
-func (t *Target) polled() time.Duration {
+func (t *Target) polled() (at, late time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.polls == nil {
-		return 0
+		return 0, 0
 	}
 	return t.polls.found()
 }

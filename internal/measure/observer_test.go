@@ -7,12 +7,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/thaw-project/thaw/internal/measure/clock"
+	"github.com/thaw-project/thaw/internal/profile"
 )
 
 // TestProber: it waits until the status is good, and says how often it was not.
@@ -85,10 +87,32 @@ func TestPoll(t *testing.T) {
 	defer l.Close()
 	p := pollListen(os.Getpid(), l.Addr().(*net.TCPAddr).Port)
 	<-p.done
-	if p.found() == 0 {
-		t.Error("not found")
+	if at, late := p.found(); at == 0 || late <= 0 {
+		t.Errorf("found at %v, late by %v", at, late)
 	}
 	p.close()
+}
+
+// TestPollLate: on a busy machine nobody may have looked before the container was ready;
+// it listened by then.
+func TestPollLate(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	zero := clock.Now()
+	p := &poll{pid: os.Getpid(), port: l.Addr().(*net.TCPAddr).Port, looked: zero}
+	target := (&Observer{}).Target()
+	target.polls, target.port = p, p.port
+	run := &profile.Run{Events: []profile.Event{{Name: profile.EventReady, AtMs: 0.25}}}
+	for clock.Now() < zero+time.Millisecond { // it is later than that
+		runtime.Gosched()
+	}
+	target.Fill(run, zero)
+	if e := run.Event(profile.EventListen); e == nil || e.AtMs != 0.25 || e.PrecisionMs != milliseconds(pollEvery) {
+		t.Errorf("listening: %+v", e)
+	}
 }
 
 // TestMissing: without tracing and without a root, signals say why.
