@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/thaw-project/thaw/internal/measure/clock"
 )
 
@@ -27,7 +29,8 @@ func NewDir(base string) (string, error) {
 }
 
 // RemoveStale removes what measurements that were killed have left below base: their
-// daemons with all that those have mounted, and their directories. exe is thaw.
+// daemons with all that those have mounted, and their directories. exe is thaw. What
+// another user has put there is left alone: anybody may write into /var/tmp.
 func RemoveStale(ctx context.Context, exe, base string) error {
 	dirs, err := filepath.Glob(filepath.Join(base, dirPrefix+"*"))
 	if err != nil {
@@ -37,12 +40,18 @@ func RemoveStale(ctx context.Context, exe, base string) error {
 	for _, dir := range dirs {
 		parts := strings.Split(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
 		pid, err := strconv.Atoi(parts[0])
-		if err != nil || len(parts) < 3 || strconv.FormatUint(clock.Started(pid), 10) == parts[1] {
+		if err != nil || len(parts) < 3 || strconv.FormatUint(clock.Started(pid), 10) == parts[1] || !own(dir) {
 			continue
 		}
 		errs = append(errs, removeNodes(ctx, exe, dir))
 	}
 	return errors.Join(errs...)
+}
+
+// own reports whether a path is a directory of this user's.
+func own(dir string) bool {
+	var st unix.Stat_t
+	return unix.Lstat(dir, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && int(st.Uid) == os.Geteuid()
 }
 
 // removeNodes removes a measurement's state directories, two levels below its own, and
