@@ -192,6 +192,14 @@ func humanBytes(s profile.Stats) string {
 	return units.HumanSize(s.P50)
 }
 
+// bytesOf are those of a part of a phase, if any are known of the phase.
+func bytesOf(p *profile.Phase, n int64) string {
+	if p == nil || p.Bytes == nil {
+		return "?"
+	}
+	return units.HumanSize(float64(n))
+}
+
 // printPackages prints what the run in the middle loaded before it was ready.
 func printPackages(w io.Writer, s *profile.Subject) {
 	r, _ := s.MedianRun()
@@ -210,7 +218,7 @@ func printPackages(w io.Writer, s *profile.Subject) {
 			continue
 		}
 		n++
-		fmt.Fprintf(tw, "%s\t%.1f\t%s\t%d\t%s\t\n", p.Name, p.Ms, units.HumanSize(float64(p.Bytes)), p.Files, p.Phase)
+		fmt.Fprintf(tw, "%s\t%.1f\t%s\t%d\t%s\t\n", p.Name, p.Ms, bytesOf(r.Phase(p.Phase), p.Bytes), p.Files, p.Phase)
 	}
 	tw.Flush() // the next write says if this one failed
 }
@@ -220,7 +228,11 @@ func printRoutes(w io.Writer, sum *profile.Summary) error {
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(tw, "\nfirst request\tfirst ms\tsteady ms\tpenalty ms\tfiles\tread\twaited ms\t")
 		for _, r := range sum.Routes {
-			fmt.Fprintf(tw, "%s\t%.1f\t%.1f\t%.1f\t%.0f\t%s\t%.1f\t\n", r.Route, r.FirstMs.P50, r.SteadyMs.P50, r.PenaltyMs.P50, r.Files.P50, units.HumanSize(r.Bytes.P50), r.WaitMs.P50)
+			read := "?"
+			if p := sum.Phase(profile.PhaseFirstRequest); p != nil && p.Bytes.N > 0 {
+				read = units.HumanSize(r.Bytes.P50)
+			}
+			fmt.Fprintf(tw, "%s\t%.1f\t%.1f\t%.1f\t%.0f\t%s\t%.1f\t\n", r.Route, r.FirstMs.P50, r.SteadyMs.P50, r.PenaltyMs.P50, r.Files.P50, read, r.WaitMs.P50)
 		}
 		if err := tw.Flush(); err != nil {
 			return err

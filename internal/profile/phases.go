@@ -36,7 +36,8 @@ var boundaries = []struct {
 // unknown, with the reason.
 //
 // Nothing in it is random and nothing is measured: the same run gives the same result.
-// Waits that are not nil mean that waits were watched, and no waits then means 0.
+// Waits that are not nil mean that waits were watched, and no waits then means 0. Reads of
+// which none has any bytes are names alone: how much was read is not known then.
 func Derive(r *Run) {
 	r.Events = slices.DeleteFunc(r.Events, func(e Event) bool { return math.IsNaN(e.AtMs) || math.IsInf(e.AtMs, 0) })
 	slices.SortStableFunc(r.Reads, func(a, b Read) int { return cmp.Compare(a.AtMs, b.AtMs) })
@@ -281,14 +282,24 @@ func (d *deriver) sums() {
 		if len(d.Reads) == 0 {
 			continue
 		}
-		p.Bytes, p.Files = pointer(int64(0)), pointer(0)
+		bytes := int64(0)
+		p.Files = pointer(0)
 		for _, one := range d.Reads {
 			if one.Phase == p.Name {
-				*p.Bytes += one.Bytes
+				bytes += one.Bytes
 				*p.Files++
 			}
 		}
+		if d.bytesKnown() {
+			p.Bytes = pointer(bytes)
+		}
 	}
+}
+
+// bytesKnown reports whether it is known of any file how much of it was read: a program
+// that runs was.
+func (d *deriver) bytesKnown() bool {
+	return slices.ContainsFunc(d.Reads, func(one Read) bool { return one.Bytes > 0 })
 }
 
 // steadyFrom is the request of a route from which on it counts as steady.
@@ -332,7 +343,10 @@ func (d *deriver) sumRoutes(p *Phase) {
 		p.LazyWaitMs = pointer(0.0)
 	}
 	if len(d.Reads) > 0 {
-		p.Files, p.Bytes = pointer(0), pointer(int64(0))
+		p.Files = pointer(0)
+	}
+	if d.bytesKnown() {
+		p.Bytes = pointer(int64(0))
 	}
 	for _, route := range p.Routes {
 		if p.LazyWaitMs != nil {
@@ -340,6 +354,8 @@ func (d *deriver) sumRoutes(p *Phase) {
 		}
 		if p.Files != nil {
 			*p.Files += route.Files
+		}
+		if p.Bytes != nil {
 			*p.Bytes += route.Bytes
 		}
 	}

@@ -379,3 +379,21 @@ func FuzzPackageOf(f *testing.F) {
 		classOf(p)
 	})
 }
+
+// TestDeriveNoBytes: reads whose bytes nobody asked for are no reads of 0 bytes.
+func TestDeriveNoBytes(t *testing.T) {
+	event := func(name string, at float64) Event {
+		return Event{Name: name, AtMs: at, Source: SignalTracefs, Confidence: Measured}
+	}
+	r := &Run{Events: []Event{event(EventRequested, 0), event(EventPullStart, 1), event(EventPullEnd, 2), event(EventStarted, 3), event(EventListen, 60), event(EventReady, 61)},
+		Reads: []Read{{Path: "/usr/bin/node", AtMs: 4}, {Path: "/app/main.js", AtMs: 5}}}
+	Derive(r)
+	if p := r.Phase(PhaseDependencyLoad); p.Bytes != nil || p.Files == nil || *p.Files != 2 {
+		t.Errorf("bytes %v, files %v", p.Bytes, p.Files)
+	}
+	r.Reads[0].Bytes = 7
+	Derive(r)
+	if p := r.Phase(PhaseBootstrap); p.Bytes == nil || *p.Bytes != 0 {
+		t.Errorf("bytes %v of a phase that read nothing", p.Bytes)
+	}
+}
