@@ -355,6 +355,8 @@ func TestMeasureRefuses(t *testing.T) {
 		"--mode \"x\"":             {"app", "--ready", "tcp:1", "--mode", "x"},
 		"--runs \"0\"":             {"app", "--ready", "tcp:1", "--runs", "0"},
 		"--label \"x\"":            {"app", "--ready", "tcp:1", "--label", "x"},
+		"label \"x\\ny\" is not":   {"app", "--ready", "tcp:1", "--label", "a=x\ny"},
+		"name \"x\\ty\" is not":    {"app", "--ready", "tcp:1", "--name", "x\ty"},
 		"request \"x\"":            {"app", "--ready", "tcp:1", "--request", "x"},
 		"--repeat 0":               {"app", "--ready", "tcp:1", "--repeat", "0"},
 		"--net is of the lab":      {"app", "--ready", "tcp:1", "--net", "slow"},

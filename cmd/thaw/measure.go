@@ -253,6 +253,14 @@ func (o *measureOptions) labelMap() (map[string]string, error) {
 		}
 		labels[key] = value
 	}
+	// What no record may have is said before anything is measured.
+	r := profile.Record{Version: profile.Version, ID: profile.NewID(time.Now()), Begun: time.Now(), Name: o.name, Labels: labels}
+	if !o.attach.on {
+		r.Subjects = []profile.Subject{{Name: o.image, Image: o.image, Command: o.args, Probe: o.ready}}
+	}
+	if err := r.Check(); err != nil {
+		return nil, usageError{err}
+	}
 	if len(labels) == 0 {
 		return nil, nil
 	}
@@ -450,6 +458,10 @@ func (m *measurer) complete(r *profile.Record) error {
 // finish writes, keeps and prints a record.
 func (o *measureOptions) finish(cmd *cobra.Command, g *globalOptions, r *profile.Record) error {
 	b, err := profile.Encode(r)
+	if errors.Is(err, profile.ErrTooLarge) { // of programs that open very many files, in many runs
+		r.Shrink()
+		b, err = profile.Encode(r)
+	}
 	if err != nil {
 		return err
 	}

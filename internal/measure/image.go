@@ -15,8 +15,15 @@ import (
 	"github.com/thaw-project/thaw/internal/profile"
 )
 
-// maxFiles is how many files of an image a record has at most.
-const maxFiles = 500_000
+// maxFiles is how many files of an image a record has at most, maxFileBytes what they
+// may take of it, and maxInstruction what a layer's instruction may:
+// some have whole files in them.
+const (
+	maxFiles       = 500_000
+	maxFileBytes   = 32 << 20
+	fileBytes      = 120 // beside its path
+	maxInstruction = 4 << 10
+)
 
 // describeImage fills in what the subject's image is: its layers, and its files with
 // their shares of the layers' compressed bytes, by the index that the state directory
@@ -50,6 +57,13 @@ func describeImage(s *profile.Subject, root string, manifest digest.Digest, conf
 	}
 	if len(files) > maxFiles {
 		return fmt.Errorf("list files of image: it has %d, more than %d", len(files), maxFiles)
+	}
+	size := 0
+	for _, f := range files {
+		size += len(f.Path) + fileBytes
+	}
+	if size > maxFileBytes {
+		return fmt.Errorf("list files of image: %d with such names are too many for a record", len(files))
 	}
 	for _, f := range files {
 		one := profile.File{Path: "/" + f.Path, Package: profile.PackageOf("/" + f.Path)}
@@ -93,6 +107,9 @@ func instructions(config []byte, n int) []string {
 			return make([]string, n) // it is of another image
 		}
 		out[i] = strings.TrimSpace(strings.TrimPrefix(strings.TrimSpace(strings.TrimPrefix(h.CreatedBy, "/bin/sh -c")), "#(nop)"))
+		if len(out[i]) > maxInstruction {
+			out[i] = strings.ToValidUTF8(out[i][:maxInstruction], "") + "..."
+		}
 		i++
 	}
 	return out

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -112,6 +113,9 @@ func TestInstructions(t *testing.T) {
 	if d := cmp.Diff([]string{"/e", "c"}, command([]byte(config))); d != "" {
 		t.Error(d)
 	}
+	if got := instructions([]byte(`{"history":[{"created_by":"RUN `+strings.Repeat("é", maxInstruction)+`"}]}`), 1); len(got[0]) > maxInstruction+3 || !utf8.ValidString(got[0]) {
+		t.Errorf("%d bytes", len(got[0]))
+	}
 	if got := instructions([]byte("x"), 1); got[0] != "" || command([]byte("x")) != nil {
 		t.Error(got)
 	}
@@ -182,15 +186,20 @@ func TestStale(t *testing.T) {
 	}
 	stale := filepath.Join(base, dirPrefix+strconv.Itoa(os.Getpid())+"-"+strconv.FormatUint(clock.Started(os.Getpid())+1, 10)+"-1")
 	other := filepath.Join(base, dirPrefix+"something")
-	for _, dir := range []string{stale, other} {
+	foreign, link := stale+"2", stale+"3"
+	for _, dir := range []string{stale, other, foreign} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if err := os.Symlink(other, link); err != nil {
+		t.Fatal(err)
+	}
+	gone := os.Chown(foreign, 1, 1) != nil // without root it is ours
 	if err := RemoveStale(t.Context(), "/bin/false", base); err != nil {
 		t.Fatal(err)
 	}
-	for dir, there := range map[string]bool{own: true, other: true, stale: false} {
+	for dir, there := range map[string]bool{own: true, other: true, stale: false, foreign: !gone, link: true} {
 		if _, err := os.Stat(dir); (err == nil) != there {
 			t.Errorf("%s: %v", dir, err)
 		}

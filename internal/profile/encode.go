@@ -33,8 +33,27 @@ func isID(s string) bool {
 	return true
 }
 
+// ErrTooLarge says that a record has more bytes than [MaxBytes].
+var ErrTooLarge = errors.New("it is too large")
+
+// Shrink leaves a record only one run's reads, packages, waits and processes of each
+// subject: those of its [Subject.MedianRun].
+func (r *Record) Shrink() {
+	for i := range r.Subjects {
+		s := &r.Subjects[i]
+		_, keep := s.MedianRun()
+		for j := range s.Runs {
+			if run := &s.Runs[j]; j != keep {
+				run.Reads, run.Packages, run.Waits, run.Processes = nil, nil, nil, nil
+			}
+		}
+	}
+	r.Warnings = append(r.Warnings, "the record was too large: it has reads, packages, waits and processes of one run of each image only")
+}
+
 // Encode writes a record as JSON, on one line, after [Record.Check]. Paths and other
-// texts that are not UTF-8 lose what is not.
+// texts that are not UTF-8 lose what is not. One that is larger than MaxBytes is
+// ErrTooLarge.
 func Encode(r *Record) ([]byte, error) {
 	if err := r.Check(); err != nil {
 		return nil, fmt.Errorf("encode record %s: %w", r.ID, err)
@@ -62,7 +81,7 @@ func Encode(r *Record) ([]byte, error) {
 		return nil, fmt.Errorf("encode record %s: %w", r.ID, err)
 	}
 	if b.Len() > MaxBytes {
-		return nil, fmt.Errorf("encode record %s: it has %d bytes, more than %d", r.ID, b.Len(), MaxBytes)
+		return nil, fmt.Errorf("encode record %s: it has %d bytes, more than %d: %w", r.ID, b.Len(), MaxBytes, ErrTooLarge)
 	}
 	return b.Bytes(), nil
 }

@@ -3,6 +3,7 @@ package profile_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"math"
 	"os"
@@ -279,4 +280,31 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestShrink: what is too large keeps one run's details, and all runs' phases.
+func TestShrink(t *testing.T) {
+	r := &profile.Record{Version: profile.Version, ID: profile.NewID(time.Now()), Begun: time.Now().UTC(), Source: profile.SourceMeasure, Subjects: []profile.Subject{{Name: "a"}}}
+	for i := range 5 {
+		ms := float64(100 + i)
+		r.Subjects[0].Runs = append(r.Subjects[0].Runs, profile.Run{Begun: r.Begun, TotalMs: &ms, Reads: make([]profile.Read, 200_000)})
+	}
+	long := strings.Repeat("x", 200)
+	for i := range r.Subjects[0].Runs {
+		for j := range r.Subjects[0].Runs[i].Reads {
+			r.Subjects[0].Runs[i].Reads[j].Path = long
+		}
+	}
+	if _, err := profile.Encode(r); !errors.Is(err, profile.ErrTooLarge) {
+		t.Fatalf("too large: %v", err)
+	}
+	r.Shrink()
+	if _, err := profile.Encode(r); err != nil {
+		t.Fatal(err)
+	}
+	for i, run := range r.Subjects[0].Runs {
+		if (run.Reads != nil) != (i == 2) || run.TotalMs == nil {
+			t.Errorf("run %d: %d reads", i, len(run.Reads))
+		}
+	}
 }
