@@ -1,105 +1,201 @@
 package report
 
 import (
+	"bytes"
+	"math"
+	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/thaw-project/thaw/internal/profile"
 	"github.com/thaw-project/thaw/internal/profile/profiletest"
 )
 
-// viewOf is the page of a record.
-func viewOf(t *testing.T, r *profile.Record) *view {
+// seed is the start that the specification takes its sentence and its score from.
+func seed(total float64, pull float64) *profile.Record {
+	run := profile.Run{TotalMs: pointer(total), Events: []profile.Event{{Name: profile.EventReady, AtMs: total}}, Phases: []profile.Phase{
+		{Name: profile.PhasePull, StartMs: pointer(0.), EndMs: pointer(pull), Ms: pointer(pull), Confidence: profile.Measured},
+		{Name: profile.PhaseBootstrap, StartMs: pointer(pull), EndMs: pointer(total), Ms: pointer(total - pull), Confidence: profile.Measured}}}
+	return &profile.Record{Subjects: []profile.Subject{{Name: "web", Image: "web:1", Mode: "eager", ImageBytes: 100e6, Runs: []profile.Run{run},
+		Layers: []profile.Layer{{Digest: "sha256:1", Bytes: 100e6, UnpackedBytes: 200e6}},
+		Files:  []profile.File{{Path: "/a", Bytes: 20e6, CompressedBytes: 10e6, First: profile.PhaseBootstrap, ReadBytes: 10e6}, {Path: "/b", Bytes: 180e6, CompressedBytes: 90e6}}}}}
+}
+
+func viewOf(t *testing.T, records ...*profile.Record) *view {
 	t.Helper()
-	v, err := newView([]profile.Record{*r}, Options{})
+	var all []profile.Record
+	for _, r := range records {
+		all = append(all, *r)
+	}
+	v, err := newView(all, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return v
 }
 
-// TestAsCommands: the page has the numbers of thaw runs show.
-func TestAsCommands(t *testing.T) {
-	r := profiletest.Record(5)
-	for i := range r.Subjects {
-		for j := range r.Subjects[i].Runs {
-			run := &r.Subjects[i].Runs[j]
-			if j > 0 { // known less well than of the first
-				run.Phase(profile.PhasePull).Confidence = profile.Estimated
-			}
-			p := run.Phase(profile.PhaseFirstRequest)
-			for k := range p.Routes { // a median of differences is no difference of medians
-				p.Routes[k].FirstMs += float64(j * j % 7 * 100)
-				p.Routes[k].SteadyMs += float64(j % 4 * 100)
-				p.Routes[k].PenaltyMs = p.Routes[k].FirstMs - p.Routes[k].SteadyMs
-			}
-			for k := range run.Requests {
-				run.Requests[k].Status = 404 // an answer, as the model has it
-			}
+func TestHeadline(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		r    *profile.Record
+		want string
+	}{
+		// Nine tenths of the bytes are not read, and so of the pull.
+		{"eager", seed(5200, 2100), "1.89 s of 5.20 s can go. Biggest: app bootstrap 3.10 s (60 %)."},
+		{"sparse", sparse(), "When it was ready is not known. Longest known phase: image pull, 12.0 s."},
+		{"failed", failed(), "No start succeeded: 2 of 2 failed."},
+	} {
+		if got := viewOf(t, c.r).Subjects[0].Headline.Text; got != c.want {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
 		}
 	}
-	for i, s := range viewOf(t, r).Subjects {
-		sum := r.Subjects[i].Summarize()
-		if s.Total.P50 != round(sum.TotalMs.P50) || s.Total.P95 != round(sum.TotalMs.P95) || s.Total.P99 != round(sum.TotalMs.P99) || s.Total.Avg != round(sum.TotalMs.Avg) {
-			t.Errorf("%s: %+v, want %+v", s.Name, s.Total, sum.TotalMs)
-		}
-		for _, want := range sum.Phases {
-			got := s.Median.phase(want.Name)
-			if got == nil || want.Ms.N > 0 && (*got.Ms != round(want.Ms.P50) || got.Stats.P95 != round(want.Ms.P95) || got.Confidence != want.Confidence) {
-				t.Errorf("%s: %s: %+v, want %+v", s.Name, want.Name, got, want)
-			}
-		}
-		if len(s.Routes) != len(sum.Routes) {
-			t.Errorf("%s: %d routes, want %d", s.Name, len(s.Routes), len(sum.Routes))
-		}
-		for _, want := range sum.Routes {
-			for _, got := range s.Routes {
-				if got.Route == want.Route && (!got.Known || got.First != round(want.FirstMs.P50) || got.Steady != round(want.SteadyMs.P50) || got.Penalty != round(want.PenaltyMs.P50)) {
-					t.Errorf("%s: %s: %v of %v and %v, want %+v", s.Name, got.Route, got.Penalty, got.First, got.Steady, want)
-				}
-			}
-		}
+	r := seed(900, 10)
+	r.Subjects[0].Files = nil
+	r.Subjects[0].Runs[0].Phases = r.Subjects[0].Runs[0].Phases[1:]
+	if got := viewOf(t, r).Subjects[0].Headline.Text; !strings.HasPrefix(got, "Ready in 900 ms; nothing") {
+		t.Errorf("nothing to save: %q", got)
 	}
 }
 
-// TestManyRuns: more runs than are shown are counted.
-func TestManyRuns(t *testing.T) {
-	r := profiletest.Record(5)
-	r.Subjects = r.Subjects[:1]
-	s := &r.Subjects[0]
-	for len(s.Runs) < 2*maxRuns {
-		run := s.Runs[len(s.Runs)%15]
-		run.Error = "exit code 1"
-		s.Runs = append(s.Runs, run)
+// TestScore: the specification's check, of the curve of the time to ready.
+func TestScore(t *testing.T) {
+	for seconds, want := range map[float64]float64{0.48: 97, 1: 90, 5.2: 50, 15.4: 20, 21.1: 14} {
+		if got := math.Round(100 * curve(1000*seconds, 1000, 5200)); got != want {
+			t.Errorf("%v s: %v points, want %v", seconds, got, want)
+		}
 	}
-	v := viewOf(t, r).Subjects[0]
-	if v.Count != 2*maxRuns || len(v.Runs) != maxRuns || v.Failed != 2*maxRuns-15 || v.Looked != v.Count || !strings.Contains(v.Headline.Text, "105 of 120 starts failed") {
-		t.Errorf("%d runs, %d failed, %d looked at, %q", v.Count, v.Failed, v.Looked, v.Headline.Text)
+	s := viewOf(t, seed(1000, 10)).Subjects[0].Score
+	if s.Value == nil || *s.Value != 90 || s.Known != .5 {
+		t.Errorf("score %v of %v of the weights, want 90 of 0.5", s.Value, s.Known)
+	}
+	if s := viewOf(t, failed()).Subjects[0].Score; s.Value != nil {
+		t.Errorf("a start that failed has %v points", *s.Value)
+	}
+	weights := 0.
+	for _, m := range s.Measures {
+		weights += m.Weight
+	}
+	if math.Abs(weights-1) > 1e-9 {
+		t.Errorf("weights add up to %v", weights)
 	}
 }
 
-// TestUnknownWaits: a lazy start whose waits nobody saw is no evidence that it has none.
-func TestUnknownWaits(t *testing.T) {
-	r := profiletest.Modes(5, profiletest.PythonML)
-	pull := func() *opportunity {
-		for _, o := range viewOf(t, r).Subjects[1].Opportunities {
-			if o.ID == "pull" {
-				return &o
+// TestOpportunities: what is measured better counts, and nothing counts twice.
+func TestOpportunities(t *testing.T) {
+	v := viewOf(t, profiletest.Modes(2, profiletest.PythonML))
+	eager := v.Subjects[1]
+	find := func(s *subjectView, id string) *opportunity {
+		for i := range s.Opportunities {
+			if s.Opportunities[i].ID == id {
+				return &s.Opportunities[i]
 			}
 		}
-		t.Fatal("no pull that can go")
 		return nil
 	}
-	if o := pull(); o.Confidence != profile.Measured {
-		t.Errorf("%+v", o)
+	pull, ok := eager.Median.ms(profile.PhasePull)
+	if o := find(&eager, "pull"); !ok || o == nil || o.Confidence != profile.Measured || !o.Counts || o.SavedMs <= 0 || o.SavedMs > pull {
+		t.Errorf("pull of the eager start (%v ms): %+v", pull, o)
 	}
-	for i := range r.Subjects[0].Runs {
-		run := &r.Subjects[0].Runs[i]
-		for j := range run.Phases {
-			run.Phases[j].LazyWaitMs = nil
+	if o := find(&v.Subjects[0], "pull"); o != nil {
+		t.Errorf("pull of the lazy start: %+v", o)
+	}
+	for i := range v.Subjects {
+		s := &v.Subjects[i]
+		sum := 0.
+		for j, o := range s.Opportunities {
+			if o.Evidence == "" || o.Do == "" || o.Confidence == "" || o.SavedMs < 0 || j > 0 && o.SavedMs > s.Opportunities[j-1].SavedMs {
+				t.Errorf("%s: %+v", s.Name, o)
+			}
+			if o.Counts {
+				sum += o.SavedMs
+			}
+			if o.Counts && (o.ID == "first-request" || o.ID == "health" || o.ID == "unread") {
+				t.Errorf("%s: %s is no part of the start", s.Name, o.ID)
+			}
+		}
+		if s.Headline.SavedMs > s.Total.P50 || math.Abs(s.Headline.SavedMs-min(sum, s.Total.P50)) > .01 {
+			t.Errorf("%s: %v ms of %v can go, by opportunities of %v", s.Name, s.Headline.SavedMs, s.Total.P50, sum)
 		}
 	}
-	if o := pull(); o.Confidence != profile.Estimated || strings.Contains(o.Evidence, "waits 0") {
-		t.Errorf("%+v", o)
+	if o := find(&v.Subjects[0], "first-request"); o == nil || !strings.Contains(o.Evidence, "files") {
+		t.Errorf("the route that imports lazily: %+v", o)
+	}
+}
+
+// TestMap: each file's bytes are in the map once, however it is folded.
+func TestMap(t *testing.T) {
+	s := profiletest.Modes(2, profiletest.PythonML).Subjects[0]
+	for i := range 20_000 { // more than have leaves of their own
+		s.Files = append(s.Files, profile.File{Path: "/srv/" + strings.Repeat("d/", i%9) + "f" + strings.Repeat("x", i%40), Bytes: int64(1 + i%97), CompressedBytes: int64(1 + i%31), Layer: i % len(s.Layers)})
+	}
+	s.Files = append(s.Files, profile.File{Path: "/big", Bytes: 1e6, CompressedBytes: 4e5}, profile.File{Path: "/hard-link", Bytes: 1e6, CompressedBytes: 4e5, First: profile.PhaseBootstrap, ReadBytes: 1e6})
+	m, layers := newFileMap(&s)
+	var want, got, files int64
+	for _, f := range withoutLinks(s.Files) {
+		want += f.CompressedBytes
+	}
+	for _, l := range m.Leaves {
+		got += l[5].(int64)
+		files++
+		if len(l) > 8 {
+			files += int64(l[8].(int)) - 1
+		}
+	}
+	if got != want || m.NeededBytes+m.LaterBytes+m.UnreadBytes != want || files != int64(len(withoutLinks(s.Files))) || len(m.Leaves) > maxLeaves+maxGroups {
+		t.Errorf("%d bytes of %d, %d files, in %d leaves", got, want, files, len(m.Leaves))
+	}
+	if len(withoutLinks(s.Files)) != len(s.Files)-1 {
+		t.Error("another name of a file is another file")
+	}
+	for i, l := range layers {
+		if l.Used > l.Unpacked || l.Share < 0 || l.Share > 1 {
+			t.Errorf("layer %d: %+v", i, l)
+		}
+	}
+}
+
+// TestWaits: waits that overlap count once, and few are left of many.
+func TestWaits(t *testing.T) {
+	var waits []profile.Wait
+	for i := range 5000 {
+		waits = append(waits, profile.Wait{StartMs: float64(i), EndMs: float64(i) + .5})
+	}
+	if got := mergeWaits(waits); len(got) > maxWaits || got[0][0] != 0 || got[len(got)-1][1] != 4999.5 {
+		t.Errorf("%d waits", len(got))
+	}
+	if got := mergeWaits([]profile.Wait{{StartMs: 5, EndMs: 9}, {StartMs: 1, EndMs: 6}, {StartMs: 20, EndMs: 20}}); len(got) != 1 || got[0] != [2]float64{1, 9} {
+		t.Errorf("merged: %v", got)
+	}
+}
+
+func TestWriteNothing(t *testing.T) {
+	for _, records := range [][]profile.Record{nil, {{}}} {
+		if err := Write(&bytes.Buffer{}, records, Options{}); err == nil {
+			t.Error("a page of nothing")
+		}
+	}
+}
+
+// TestHostilePage: no word of a record is markup, in any part of the page.
+func TestHostilePage(t *testing.T) {
+	var b bytes.Buffer
+	if err := Write(&b, []profile.Record{*hostile()}, Options{Made: time.Unix(1, 0)}); err != nil {
+		t.Fatal(err)
+	}
+	page := b.String()
+	for what, want := range map[string]int{"<script": 2, "</script>": 2, "<style": 1, "<img": 0, "<svg": 0, "onerror=\"": 0, "http://": 1, "https://": 0} {
+		got := strings.Count(page, what)
+		if what == "http://" { // the name of SVG
+			got = len(regexp.MustCompile(`http://(www\.w3\.org/2000/svg)?`).FindAllString(page, -1))
+		}
+		if got != want {
+			t.Errorf("%q is there %d times, want %d", what, got, want)
+		}
+	}
+	for _, want := range []string{"default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "connect-src 'none'"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the policy lacks %s", want)
+		}
 	}
 }
