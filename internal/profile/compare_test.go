@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -183,6 +184,20 @@ func TestCompareVerdict(t *testing.T) {
 	got := Compare(base, normal(rnd, 10, 450, 10))
 	if got.Delta > -30 || !got.DeltaCI.Has(got.Delta) || got.DeltaCI.High >= 0 || !got.RatioCI.Has(*got.Ratio) || !near(*got.Ratio, got.B.P50/got.A.P50) {
 		t.Errorf("%+v", got)
+	}
+}
+
+// TestCompareBoth: either of the two tests is not enough.
+func TestCompareBoth(t *testing.T) {
+	for want, c := range map[string][2][]float64{
+		"the medians may be equal": {{14, 18, 12, 20, 12, 16}, {25, 22, 15, 23, 25, 17, 24}},
+		"may be chance": {{104, 103, 121, 148, 101, 131, 128, 127, 101, 101, 100, 101, 102, 100, 101, 102, 101, 102, 101, 101},
+			{113, 113, 115, 73, 116, 66, 105, 95, 63, 106, 105, 105, 106, 104, 104, 106, 105, 105, 105, 104}},
+	} {
+		got := Compare(c[0], c[1])
+		if significant := *got.P < alpha; got.Verdict != NoEvidence || !strings.Contains(got.Reason, want) || significant == !got.DeltaCI.Has(0) {
+			t.Errorf("%s: %+v, p = %v, %+v", want, got, *got.P, *got.DeltaCI)
+		}
 	}
 }
 
