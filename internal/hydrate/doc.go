@@ -3,7 +3,7 @@
 //
 // A Scheduler has Layers. A reader who waits calls Layer.Fetch; it is served
 // first, each span is fetched once however many wait for it, and a reader who
-// goes on in order gets ever larger ranges. Background workers bring the rest,
+// goes on in order has ever more under way ahead of it. Background workers bring the rest,
 // one run of neighbouring spans at a time, and leave the network to readers
 // while one waits. What arrives is decoded, verified against the index by the
 // layer store and written; what arrives damaged is asked for again. When
