@@ -93,3 +93,27 @@ func TestUnknownWaits(t *testing.T) {
 		t.Errorf("%+v", o)
 	}
 }
+
+// TestReadinessIsNoHealth: of an orchestrator that says only since when a container is
+// healthy it is not known when it was ready: its check's wait is not waited for twice.
+func TestReadinessIsNoHealth(t *testing.T) {
+	r := profiletest.Record(5)
+	s := &r.Subjects[0]
+	for i := range s.Runs {
+		for j := range s.Runs[i].Events {
+			if e := &s.Runs[i].Events[j]; i%2 == 0 && e.Name == profile.EventReady {
+				e.Name, e.AtMs = profile.EventHealthy, e.AtMs+30_000
+				*s.Runs[i].TotalMs += 30_000
+			}
+		}
+	}
+	v := viewOf(t, r).Subjects[0]
+	if len(v.Totals) != len(s.Runs) || len(v.Readiness) != len(s.Runs)/2 {
+		t.Errorf("%d times until ready, %d from exec to ready, of %d runs", len(v.Totals), len(v.Readiness), len(s.Runs))
+	}
+	for _, ms := range v.Readiness {
+		if ms > 10_000 {
+			t.Errorf("ready after %v ms", ms)
+		}
+	}
+}

@@ -352,9 +352,10 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 			good = append(good, run)
 			if run.TotalMs != nil {
 				v.Totals = append(v.Totals, round(*run.TotalMs))
-				if e := event(run, profile.EventStarted); e != nil {
-					v.Readiness = append(v.Readiness, round(max(*run.TotalMs-(e.AtMs-requested(run)), 0)))
-				}
+			}
+			// Where only an orchestrator's word is known, the wait for its check is in it.
+			if from, to := event(run, profile.EventStarted), event(run, profile.EventReady); from != nil && to != nil {
+				v.Readiness = append(v.Readiness, round(max(to.AtMs-from.AtMs, 0)))
 			}
 		}
 		if len(v.Runs) < maxRuns {
@@ -394,14 +395,6 @@ func event(r *profile.Run, name string) *profile.Event {
 		}
 	}
 	return nil
-}
-
-// requested is when a run was asked for.
-func requested(r *profile.Run) float64 {
-	if e := event(r, profile.EventRequested); e != nil {
-		return e.AtMs
-	}
-	return 0
 }
 
 // typicalRun is the one nearest to the median.

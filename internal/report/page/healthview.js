@@ -56,7 +56,8 @@ const sec = (v) => known(v) && isFinite(v) ? (v < 10 ? v.toFixed(2) : v < 100 ? 
 
 // readyOf is a subject's readiness, in seconds; a guess where nothing is measured.
 function readyOf(s) {
-  const all = s.readiness.length ? s.readiness : s.totals, sorted = [...all].sort((a, b) => a - b);
+  // Until healthy, the wait for a check is in it.
+  const all = s.readiness.length || s.median && s.median.events.some((e) => e.name === "healthy") ? s.readiness : s.totals, sorted = [...all].sort((a, b) => a - b);
   if (!sorted.length) return { p50: 5, p99: 10, guess: true };
   const at = (q) => { const i = q * (sorted.length - 1), j = Math.floor(i); return sorted[j] + (i - j) * (sorted[Math.min(j + 1, sorted.length - 1)] - sorted[j]); };
   return { p50: Math.max(at(.5), 1) / 1000, p99: Math.max(at(.99), 1) / 1000, n: sorted.length, fromRequest: !s.readiness.length };
@@ -110,7 +111,7 @@ function healthCard(s) {
       out.push(g("path", { class: "p-image_pull", "fill-opacity": .22, stroke: "var(--c-image_pull)", "stroke-width": 1.4, d: "M0," + (top + height) + points.map(([t, v]) => ` L${x(t).toFixed(1)},${(top + height - 84 * v / most).toFixed(1)}`).join("") + ` L${x(last)},${top + height} Z` }));
     } else out.push(g("line", { stroke: "var(--c-image_pull)", "stroke-width": 2.5, x1: x(r.p50), x2: x(r.p50), y1: top + height - 84, y2: top + height }));
     const label = x(r.p50) + 8;
-    out.push(text(label > width - 130 ? label - 16 : label, top + height - 90, s.readiness.length || s.totals.length ? "ready (measured, fitted)" : "ready (assumed)", "s", label > width - 130 ? "end" : "start"));
+    out.push(text(label > width - 130 ? label - 16 : label, top + height - 90, measured.guess ? "ready (assumed)" : "ready (measured, fitted)", "s", label > width - 130 ? "end" : "start"));
     const shown = now.ticks.filter((t) => t <= last);
     if (shown.length <= width / 5) for (const t of shown) out.push(g("path", { class: "whisker", d: `M${x(t)},${top + height} v9`, "stroke-dasharray": now.fixed ? null : "2 2" }));
     out.push(text(0, top + height + 24, now.fixed ? "ticks: probes" : "ticks: probes, somewhere in their period", "s"));
