@@ -222,7 +222,7 @@ func isDamage(err error) bool {
 // pause is how long it waits before it looks again whether the file is free.
 const pause = 5 * time.Millisecond
 
-// errBusy is of a file that others have now, or that got another name meanwhile.
+// errBusy is of a file that others have locked now, or that got another name meanwhile.
 var errBusy = errors.New("others have it")
 
 // open opens the file, which it also puts into file, since bbolt may panic over it.
