@@ -88,6 +88,7 @@ func TestWeb(t *testing.T) {
 // webRefuses asks for what is nobody's business.
 func (n *node) webRefuses(addr string) {
 	n.Helper()
+	client := http.Client{Timeout: patience} // events go on for ever, for those who may see them
 	for _, c := range []struct {
 		method, path, host string
 		want               int
@@ -101,7 +102,7 @@ func (n *node) webRefuses(addr string) {
 			n.Fatal(err)
 		}
 		req.Host = c.host
-		resp, err := http.DefaultClient.Do(req)
+		resp, err := client.Do(req)
 		if err != nil {
 			n.Fatal(err)
 		}
