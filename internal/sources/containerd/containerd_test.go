@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -135,4 +136,35 @@ func FuzzRead(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestMany: as many containers as a node starts in months are read in no time.
+func TestMany(t *testing.T) {
+	const n = 50_000
+	var r Reader
+	at := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
+	for i := range n {
+		id := fmt.Sprint("c", i%(n/2))
+		for _, e := range []Event{{Topic: TopicSnapshotPrepare, Body: Body{Key: id, Snapshotter: "overlayfs"}}, {Topic: TopicContainer, Body: Body{ID: id, Image: "app"}},
+			{Topic: TopicTaskStart, Body: Body{ContainerID: id, Pid: uint32(i + 1)}}} {
+			at = at.Add(time.Second)
+			e.At, e.Namespace = at, "k8s.io"
+			if err := r.Add(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	rec, err := r.Record()
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs := rec.Subjects[0].Runs
+	if len(rec.Subjects) != 1 || len(runs) != n || rec.Subjects[0].Mode != "containerd/overlayfs" {
+		t.Fatalf("%d subjects, %d runs", len(rec.Subjects), len(runs))
+	}
+	for i := range runs { // each its own task, although two have a name
+		if e := runs[i].Event(profile.EventStarted); e == nil || e.AtMs != 1000 || e.Detail != fmt.Sprintf("/tasks/start: pid %d", i+1) {
+			t.Fatalf("run %d: %+v", i, e)
+		}
+	}
 }

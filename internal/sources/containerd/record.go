@@ -26,18 +26,19 @@ const unseen = "containerd does not see it; thaw measure --attach does"
 func (r *Reader) Record() (*profile.Record, error) {
 	events := slices.Clone(r.events)
 	slices.SortStableFunc(events, func(a, b Event) int { return a.At.Compare(b.At) })
+	x := newFinder(events)
 	var g sources.Grouped
 	common := sources.Common{}
 	for i, e := range events {
 		if e.Topic != TopicContainer || e.Body.ID == "" {
 			continue
 		}
-		run, ok := newStart(events, i).Run()
+		run, ok := x.start(i).Run()
 		if !ok {
 			continue
 		}
 		common.Note("namespace", e.Namespace)
-		snapshotter := snapshotOf(events, i).Snapshotter
+		snapshotter := x.snapshotOf(i).Snapshotter
 		subject := profile.Subject{Name: e.Body.Image, Image: e.Body.Image}
 		if snapshotter != "" {
 			subject.Mode = "containerd/" + snapshotter
@@ -60,32 +61,59 @@ func (r *Reader) Record() (*profile.Record, error) {
 func StartOf(events []Event, namespace, id string) (*sources.Start, bool) {
 	for i := len(events) - 1; i >= 0; i-- {
 		if e := &events[i]; e.Topic == TopicContainer && e.Namespace == namespace && e.Body.ID == id {
-			return newStart(events, i), true
+			return newFinder(events).start(i), true
 		}
 	}
 	return nil, false
 }
 
-// snapshotOf is the event by which the container's root was prepared: the last one
-// before it was made whose key is its ID.
-func snapshotOf(events []Event, container int) Body {
-	c := &events[container]
-	for i := container - 1; i >= 0; i-- {
-		if e := &events[i]; e.Topic == TopicSnapshotPrepare && e.Namespace == c.Namespace && e.Body.Key == c.Body.ID {
-			return e.Body
-		}
-	}
-	return Body{}
+// finder finds events, by time, without looking at all of them for each container.
+type finder struct {
+	events   []Event
+	of       map[string][]int // about a container, by namespace and ID
+	prepared map[string][]int // snapshots, by namespace and key
 }
 
-// newStart returns what is known of the start of the container that events[at] made.
-func newStart(events []Event, at int) *sources.Start {
-	c := &events[at]
+func newFinder(events []Event) *finder {
+	x := &finder{events: events, of: map[string][]int{}, prepared: map[string][]int{}}
+	for i := range events {
+		e := &events[i]
+		id := e.Body.ContainerID
+		switch e.Topic {
+		case TopicContainer:
+			id = e.Body.ID
+		case TopicSnapshotPrepare:
+			key := e.Namespace + "/" + e.Body.Key
+			x.prepared[key] = append(x.prepared[key], i)
+		}
+		if id != "" {
+			key := e.Namespace + "/" + id
+			x.of[key] = append(x.of[key], i)
+		}
+	}
+	return x
+}
+
+// snapshotOf is the event by which the container's root was prepared: the last one
+// before it was made whose key is its ID.
+func (x *finder) snapshotOf(container int) Body {
+	c := &x.events[container]
+	all := x.prepared[c.Namespace+"/"+c.Body.ID]
+	n, _ := slices.BinarySearch(all, container)
+	if n == 0 {
+		return Body{}
+	}
+	return x.events[all[n-1]].Body
+}
+
+// start returns what is known of the start of the container that events[at] made.
+func (x *finder) start(at int) *sources.Start {
+	c := &x.events[at]
 	s := &sources.Start{Container: c.Body.ID}
 	add := func(name string, when time.Time, confidence, detail string) {
 		s.Add(sources.Point{Name: name, At: when, Source: profile.SignalContainerd, Confidence: confidence, Detail: detail})
 	}
-	from, to, detail := pull(events, at)
+	from, to, detail := x.pull(at)
 	if from.IsZero() {
 		from, to = c.At, c.At
 		detail = "no pull was seen shortly before: the image was there"
@@ -97,15 +125,13 @@ func newStart(events []Event, at int) *sources.Start {
 	s.Because(profile.PhaseBootstrap, unseen)
 	s.Because(profile.PhaseHealthContainer, "containerd makes no health checks")
 	s.Because(profile.PhaseHealthLB, "containerd knows no load balancer")
-	for i := at + 1; i < len(events); i++ {
-		e := &events[i]
-		if e.Namespace != c.Namespace {
-			continue
-		}
+	all := x.of[c.Namespace+"/"+c.Body.ID]
+	next, _ := slices.BinarySearch(all, at+1)
+	for _, i := range all[next:] {
+		e := &x.events[i]
 		switch {
-		case e.Topic == TopicContainer && e.Body.ID == c.Body.ID:
+		case e.Topic == TopicContainer:
 			return s // another of that name
-		case e.Body.ContainerID != c.Body.ID:
 		case e.Topic == TopicTaskCreate:
 			add(profile.EventCreated, e.At, profile.Measured, e.Topic)
 		case e.Topic == TopicTaskStart:
@@ -121,15 +147,19 @@ func newStart(events []Event, at int) *sources.Start {
 
 // pull finds when the image of the container that events[at] made was brought, shortly
 // before.
-func pull(events []Event, at int) (from, to time.Time, detail string) {
+func (x *finder) pull(at int) (from, to time.Time, detail string) {
+	events := x.events
 	c := &events[at]
 	// The layers that its root stands on, as far as they were unpacked here; and the image's
 	// name.
-	want := snapshotOf(events, at).Parent
+	want := x.snapshotOf(at).Parent
 	preparedAs := map[string]string{} // keys of what was committed and is wanted
 	first := at
 	for i := at - 1; i >= 0; i-- {
 		e := &events[i]
+		if c.At.Sub(e.At) > together && to.IsZero() {
+			break // what comes before is too old to be of it
+		}
 		if e.Namespace != c.Namespace {
 			continue
 		}
