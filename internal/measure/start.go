@@ -261,8 +261,11 @@ func (st *started) measure(ctx context.Context) (*profile.Run, error) {
 		ready.Detail += fmt.Sprintf(", after %d answers that were not good", answer.Denied)
 	}
 	run.Events = append(run.Events, ready)
-	st.cost(ctx, run)
-	run.Cost.NeededBytes = st.pages.look(st.paths())
+	run.Cost = st.cost(ctx, run)
+	needed := st.pages.look(st.paths())
+	if run.Cost != nil {
+		run.Cost.NeededBytes = needed
+	}
 	err = st.requests(ctx, run)
 	if err == nil && st.subject.WaitComplete {
 		_, err = st.client.WaitComplete(ctx, st.mounted.ID)
@@ -271,19 +274,20 @@ func (st *started) measure(ctx context.Context) (*profile.Run, error) {
 	return run, cmp.Or(err, ctx.Err())
 }
 
-// cost notes what the start took until it was ready.
-func (st *started) cost(ctx context.Context, run *profile.Run) {
+// cost is what the start took until it was ready; nil, with a warning, if the daemon does
+// not say: no bytes from the network would be a word too.
+func (st *started) cost(ctx context.Context, run *profile.Run) *profile.Cost {
 	c := &profile.Cost{}
-	run.Cost = c
 	if used, throttled, ok := cpuUse(st.container()); ok {
 		c.CPUMs, c.ThrottledMs = used.Milliseconds(), throttled.Milliseconds()
 	}
 	m, err := st.client.Inspect(ctx, st.mounted.ID)
 	if err != nil {
 		run.Warnings = append(run.Warnings, "what the start cost is not known: "+err.Error())
-		return
+		return nil
 	}
 	c.NetworkBytes, c.Requests, c.RegistryBytes = m.Stats.NetworkBytes, m.Stats.Requests, m.Stats.FetchedBytes
+	return c
 }
 
 // requests makes each route's requests, one after the other.

@@ -33,7 +33,7 @@ function drawNow() {
   more.hidden = starts.size <= 12;
   if (!list.length) { host.now.replaceChildren(none("Nothing was started yet. What thaw run starts on this node from now on is here, and what containerd mounts through thaw.")); return; }
   host.now.replaceChildren(table([["Begun (UTC)", (s) => when(s.begun).slice(5, 19), "t"], ["Image", (s) => s.image, "path"], ["State", (s) => [(s.over ? "" : "… ") + (states[s.state] || s.state) + (s.error ? ": " + s.error : ""), s.state === "failed" ? "bad" : ""]], ["Ready after", (s) => known(s.total_ms) ? ms(s.total_ms) : null, "n"],
-    ["Waited for bytes", (s) => known(s.wait_ms) ? ms(s.wait_ms) : null, "n"], ["Bytes fetched", (s) => s.network_bytes ? bytes(s.network_bytes) : s.over ? "none" : null, "n"], ["From", (s) => s.needed_bytes ? originBar([s], 60) : null],
+    ["Waited for bytes", (s) => known(s.wait_ms) ? ms(s.wait_ms) : null, "n"], ["Bytes fetched", (s) => s.network_bytes ? bytes(s.network_bytes) : s.over && s.state !== "failed" ? "none" : null, "n"], ["From", (s) => s.needed_bytes ? originBar([s], 60) : null],
     ["", (s) => s.kept ? h("a", { href: "starts/" + encodeURIComponent(s.id) }, "Report") : null]], list, list.length < starts.size ? `The last ${list.length} of ${starts.size} starts` : "Starts, the last first"));
 }
 
