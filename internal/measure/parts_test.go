@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
@@ -209,5 +210,20 @@ func TestStale(t *testing.T) {
 func TestMachine(t *testing.T) {
 	if m := machine(); m.CPUs < 1 || m.Kernel == "" || m.MemoryBytes < 1<<20 {
 		t.Errorf("%+v", m)
+	}
+}
+
+// TestClockSet: a clock that somebody sets is told from one that runs.
+func TestClockSet(t *testing.T) {
+	var st *started
+	for range 100 { // each clock is asked by itself, and this may have to wait in between
+		st = &started{begun: time.Now(), zero: clock.Now()}
+		if st.clockSet().Abs() <= clockSlack {
+			break
+		}
+	}
+	st.begun = st.begun.Add(-time.Minute) // as if it had been set on
+	if off := st.clockSet(); (off - time.Minute).Abs() > time.Second {
+		t.Errorf("set by a minute: %v", off)
 	}
 }

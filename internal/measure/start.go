@@ -312,7 +312,19 @@ func (st *started) fill(ctx context.Context, run *profile.Run) {
 	}
 	st.fillStarted(run)
 	st.nameWaits(run)
+	if off := st.clockSet(); off.Abs() > clockSlack {
+		run.Warnings = append(run.Warnings, fmt.Sprintf("the machine's clock was set by %v meanwhile: what thaw's daemon says of this run is off", off.Round(time.Millisecond)))
+	}
 	profile.Derive(run)
+}
+
+// clockSlack is how far the machine's clock may get off by being kept right.
+const clockSlack = 20 * time.Millisecond
+
+// clockSet is by how much somebody has set the machine's clock since the run began: other
+// processes tell their times by it, and the kernel does not.
+func (st *started) clockSet() time.Duration {
+	return time.Now().Round(0).Sub(st.begun.Round(0)) - (clock.Now() - st.zero)
 }
 
 // nameWaits says which file each wait was for: of those that lie there the one that was
