@@ -100,3 +100,12 @@ func TestRecord(t *testing.T) {
 		t.Errorf("record %+v", r)
 	}
 }
+
+// TestFindMountLong: another mount's line may be longer than any buffer of a scanner.
+func TestFindMountLong(t *testing.T) {
+	const end = shimDir + "k8s.io/c1/rootfs"
+	long := "36 35 0:40 / /big rw - overlay overlay rw,lowerdir+=" + strings.Repeat("/layer", 100_000) + "\n"
+	if dir, ok := findMount(strings.NewReader(long+"37 35 0:41 / /run"+end+" rw - overlay overlay rw\n"), end); !ok || dir != "/run"+end {
+		t.Errorf("found %q: %v", dir, ok)
+	}
+}

@@ -59,9 +59,14 @@ func sameMounts(pid int) bool {
 	return err == nil && err2 == nil && a == b
 }
 
+// maxLine bounds a line: an overlay's has all of its layers.
+const maxLine = 4 << 20
+
 // findMount finds a mount point by its end: the fifth field of a line.
 func findMount(r io.Reader, end string) (string, bool) {
-	for lines := bufio.NewScanner(r); lines.Scan(); {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
 		fields := strings.SplitN(lines.Text(), " ", 6)
 		if len(fields) < 6 {
 			continue
