@@ -218,7 +218,7 @@ func TestReadAhead(t *testing.T) {
 		next += 1 + x.ahead
 		x.next = next
 	}
-	if d := cmp.Diff([]int{0, 2, 8, 32, aheadMax, aheadMax}, got); d != "" {
+	if d := cmp.Diff([]int{0, 1, 4, 32, aheadMax, aheadMax}, got); d != "" {
 		t.Error(d)
 	}
 	for i := range 20 { // readers at random places, and the old one goes on, where it was given something too

@@ -8,9 +8,6 @@ const (
 	// readers and has not sent: what fills a line of 250 MB/s at 20 ms.
 	aheadMax   = 48
 	aheadBytes = 12 << 20
-	// aheadGrowth is how many times as much a reader is given with each span that
-	// it goes on.
-	aheadGrowth = 4
 	// tailSlack is how many spans that are here a reader may have read past
 	// without our notice and still count as sequential.
 	tailSlack = 32
@@ -25,6 +22,7 @@ const (
 type tail struct {
 	at    int       // span that it waited for last
 	next  int       // span after the last one it was given
+	gone  int       // how many it went on, in order, through what it was given
 	ahead int       // how many it is given beyond what it waits for
 	when  time.Time // it waited last
 }
@@ -45,7 +43,8 @@ func (t *tails) follow(first, end int, now time.Time, here func(i int) bool) *ta
 		i = min(len(t.list), maxTails-1)
 		t.list = append(t.list[:i], tail{at: first, next: end})
 	} else if x := &t.list[i]; first > x.at {
-		x.at, x.next, x.ahead = first, max(x.next, end), min(max(aheadGrowth*x.ahead, 2), aheadMax)
+		x.gone += min(first-x.at, x.ahead+1)
+		x.at, x.next, x.ahead = first, max(x.next, end), aheadAfter(x.gone)
 	}
 	x := t.list[i]
 	x.when = now
@@ -53,6 +52,11 @@ func (t *tails) follow(first, end int, now time.Time, here func(i int) bool) *ta
 	t.list[0] = x
 	return &t.list[0]
 }
+
+// aheadAfter is how many spans a reader is given ahead that has gone on through some: half
+// of their square, for most readers that go on for two or three spans, such as those of a
+// library's pages, stop then.
+func aheadAfter(gone int) int { return min(max(gone*gone/2, 1), aheadMax) }
 
 // find returns the reader who may wait for span first now: it was given that, or
 // all between was here.
