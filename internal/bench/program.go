@@ -46,7 +46,7 @@ type program struct {
 	cmd     *exec.Cmd
 	stdin   io.WriteCloser
 	answers chan []byte // closed when the program says no more
-	stderr  *tail
+	stderr  *Tail
 }
 
 // NewProgram returns the way that a program is.
@@ -56,7 +56,7 @@ func NewProgram(path string, args ...string) Way { return &program{path: path, a
 func (p *program) Prepare(ctx context.Context) error {
 	cmd := exec.Command(p.path, p.args...)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
-	p.stderr = newTail()
+	p.stderr = &Tail{}
 	cmd.Stderr = p.stderr
 	stdin, err := cmd.StdinPipe()
 	if err != nil {

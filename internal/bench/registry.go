@@ -32,7 +32,7 @@ const labTimeout = time.Minute
 func ServeLayout(ctx context.Context, exe, layout, network string) (*Registry, error) {
 	cmd := exec.Command(exe, "lab", "serve", "--dir", layout, "--listen", "127.0.0.1:0", "--net", network, "--json", "--until-stdin-ends")
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
-	stderr := newTail()
+	stderr := &Tail{}
 	cmd.Stderr = stderr
 	if _, err := cmd.StdinPipe(); err != nil { // it ends when this process does
 		return nil, err

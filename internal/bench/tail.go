@@ -8,15 +8,14 @@ import (
 // tailBytes is how much of what a program says is kept for an error's message.
 const tailBytes = 4 << 10
 
-// tail keeps the end of what is written to it.
-type tail struct {
+// Tail keeps the end of what is written to it. Its zero value is ready to be used.
+type Tail struct {
 	mu sync.Mutex // guards b
 	b  []byte
 }
 
-func newTail() *tail { return &tail{} }
-
-func (t *tail) Write(p []byte) (int, error) {
+// Write implements [io.Writer].
+func (t *Tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.b = append(t.b, p...)
@@ -24,11 +23,12 @@ func (t *tail) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (t *tail) String() string {
+// String returns what was kept, without the blanks around it.
+func (t *Tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return strings.TrimSpace(string(t.b))
 }
 
 // said is what thaw has said of an error.
-func said(t *tail) string { return strings.TrimPrefix(t.String(), "thaw: error: ") }
+func said(t *Tail) string { return strings.TrimPrefix(t.String(), "thaw: error: ") }

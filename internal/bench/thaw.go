@@ -97,7 +97,7 @@ func RunThaw(ctx context.Context, exe string, args ...string) error {
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
 	cmd.WaitDelay = stopPatience
-	stderr := newTail()
+	stderr := &Tail{}
 	cmd.Stderr = stderr
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
@@ -141,7 +141,7 @@ func (t *thaw) Start(ctx context.Context) (*Started, error) {
 	cmd := exec.Command(t.Exe, args...)
 	cmd.Args[0] = "thaw"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
-	stderr := newTail()
+	stderr := &Tail{}
 	cmd.Stderr = stderr
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {

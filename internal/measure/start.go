@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/thaw-project/thaw/internal/bench"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/measure/clock"
 	"github.com/thaw-project/thaw/internal/measure/gate"
@@ -64,7 +65,7 @@ type started struct {
 	target  *Target
 	cmd     *exec.Cmd
 	gate    *gate.Conn
-	stderr  *tail
+	stderr  *bench.Tail
 	zero    time.Duration // when it was asked for
 	begun   time.Time
 	ended   chan struct{} // closed when thaw run is no more
@@ -96,7 +97,7 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 	}
 	defer other.Close()
 	args := slices.Concat([]string{"--root", s.Start.Root, "run", "--observer-fd", "3", "--ready", s.Start.Ready}, s.imageFlags(), s.Start.RunFlags, []string{s.Start.Image}, s.Start.Args)
-	st := &started{subject: s, client: api.NewClient(s.Start.Root), gate: conn, stderr: &tail{}, ended: make(chan struct{}), created: make(chan struct{})}
+	st := &started{subject: s, client: api.NewClient(s.Start.Root), gate: conn, stderr: &bench.Tail{}, ended: make(chan struct{}), created: make(chan struct{})}
 	st.cmd = exec.Command(s.Start.Exe, args...)
 	st.cmd.Args[0] = "thaw"
 	st.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a terminal's Ctrl-C is for us
@@ -411,27 +412,4 @@ func (st *started) fillStarted(run *profile.Run) {
 				Confidence: profile.Estimated, PrecisionMs: 10})
 		}
 	}
-}
-
-// tail keeps the end of what is written to it.
-type tail struct {
-	mu sync.Mutex // guards b
-	b  []byte
-}
-
-// tailBytes is how much is kept, for an error's message.
-const tailBytes = 4 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.b = append(t.b, p...)
-	t.b = t.b[max(0, len(t.b)-tailBytes):]
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return strings.TrimSpace(string(t.b))
 }

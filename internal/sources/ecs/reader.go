@@ -5,9 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
+
+	"github.com/thaw-project/thaw/internal/sources"
 )
 
 // ErrContainer is returned for what one container is told of itself: it has no pull times.
@@ -52,19 +53,7 @@ func (r *Reader) Read(b []byte) error {
 	if trimmed[0] != '{' && trimmed[0] != '[' {
 		return r.lines(trimmed)
 	}
-	for dec := json.NewDecoder(bytes.NewReader(trimmed)); ; {
-		var raw json.RawMessage
-		err := dec.Decode(&raw)
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read JSON at byte %d: %w", dec.InputOffset(), err)
-		}
-		if err := r.document(raw, 0); err != nil {
-			return err
-		}
-	}
+	return sources.Documents(trimmed, func(raw json.RawMessage) error { return r.document(raw, 0) })
 }
 
 // lines reads what aws logs tail and its like print: a time and a stream's name, then

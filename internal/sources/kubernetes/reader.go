@@ -8,6 +8,8 @@ import (
 	"io"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/thaw-project/thaw/internal/sources"
 )
 
 const (
@@ -38,19 +40,7 @@ func (r *Reader) Read(b []byte) error {
 	if b[0] != '{' && b[0] != '[' {
 		return r.yaml(b)
 	}
-	for dec := json.NewDecoder(bytes.NewReader(b)); ; {
-		var raw json.RawMessage
-		err := dec.Decode(&raw)
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return fmt.Errorf("read JSON at byte %d: %w", dec.InputOffset(), err)
-		}
-		if err := r.object(raw, "", 0); err != nil {
-			return err
-		}
-	}
+	return sources.Documents(b, func(raw json.RawMessage) error { return r.object(raw, "", 0) })
 }
 
 // yaml reads documents of YAML, by way of JSON.
