@@ -188,8 +188,9 @@ another one judge. Without --budget-file, .thaw-budget.yaml is read if it is the
 
 ` + runHelp + `
 
-Exit codes: 0 within all budgets, 1 a budget or the baseline was missed, 2 wrong usage,
-3 inconclusive, which is no pass; 130 interrupted. Rules of level warn do not count.`,
+Exit codes: 0 within all budgets, 1 a budget or the baseline was missed, 2 wrong usage, or
+there is no such record, 3 inconclusive, which is no pass; 130 interrupted. Rules of level
+warn do not count.`,
 		Example: `  thaw runs check last --budget 1s --budget first-request.penalty<=2x
   thaw runs check pr.json --baseline main.json --junit report.xml --markdown comment.md`,
 		Args: exactArgs("RUN"), ValidArgsFunction: g.recordNames(1),
@@ -203,7 +204,7 @@ Exit codes: 0 within all budgets, 1 a budget or the baseline was missed, 2 wrong
 			}
 			r, err := g.record(cmd, args[0])
 			if err != nil {
-				return err
+				return usageError{err} // 1 is a budget that was missed
 			}
 			return j.judge(cmd, r, asJSON, cmd.OutOrStdout())
 		},

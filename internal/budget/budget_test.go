@@ -160,12 +160,28 @@ func TestJudge(t *testing.T) {
 		"another level":      {"1s", around(900, 10), func(r *profile.Record) { r.Subjects[0].Runs[0].Coldness.Level = profile.ColdL1 }, Inconclusive, "it was L1"},
 		"nobody looked":      {"1s", around(900, 10), func(r *profile.Record) { r.Subjects[0].Runs[0].Coldness = nil }, Inconclusive, "nobody looked"},
 		"not cold, and over": {"1s", around(1900, 10), func(r *profile.Record) { r.Subjects[0].Runs[3].Coldness.Proven = false }, Failed, ""},
+		"perhaps colder, and over": {"1s", around(1900, 10), func(r *profile.Record) {
+			r.Subjects[0].Cold = profile.ColdL2
+			for i := range r.Subjects[0].Runs {
+				r.Subjects[0].Runs[i].Coldness = &profile.Coldness{Level: profile.ColdL2, Proven: i != 3, Reason: "half of it cached"}
+			}
+		}, Inconclusive, "run 4 was not proven to be cold (L2): half of it cached"},
 		"coldness not asked": {"1s", around(900, 10), func(r *profile.Record) { r.Subjects[0].Cold = ""; r.Subjects[0].Runs[0].Coldness = nil }, Pass, ""},
 		"one failed":         {"1s", around(900, 11), func(r *profile.Record) { r.Subjects[0].Runs[1].Error = "exit code 1" }, Inconclusive, "1 of 11 runs failed: exit code 1"},
 		"all failed":         {"1s", around(900, 1), func(r *profile.Record) { r.Subjects[0].Runs[0].Error = "exit code 1" }, Inconclusive, "all runs failed: exit code 1"},
 		"one not ready":      {"1s", around(900, 11), func(r *profile.Record) { r.Subjects[0].Runs[1].TotalMs = nil }, Inconclusive, "not known of 1 of 11 runs: not ready"},
 		"something missed": {"1s", around(900, 10), func(r *profile.Record) {
 			r.Signals = []profile.Signal{{Name: profile.SignalOpens, Used: true, Reason: "incomplete: the queue ran over"}}
+		}, Inconclusive, "something was missed: opens"},
+		"something missed, and over": {"1s", around(1900, 10), func(r *profile.Record) {
+			r.Signals = []profile.Signal{{Name: profile.SignalOpens, Used: true, Reason: "incomplete: the queue ran over"}}
+		}, Failed, ""},
+		"over, by what was missed": {"bootstrap<=1s", around(1900, 10), func(r *profile.Record) {
+			r.Signals = []profile.Signal{{Name: profile.SignalOpens, Used: true, Reason: "incomplete: the queue ran over"}}
+			for i := range r.Subjects[0].Runs {
+				run := &r.Subjects[0].Runs[i]
+				run.Phases = []profile.Phase{{Name: profile.PhaseBootstrap, Ms: run.TotalMs, Confidence: profile.Estimated, Source: "tracefs+opens"}}
+			}
 		}, Inconclusive, "something was missed: opens"},
 	} {
 		rule, err := ParseRule(c.rule)
@@ -290,6 +306,7 @@ func TestRegression(t *testing.T) {
 		"another network":  {around(900, 10), around(900, 10), func(r *profile.Record) { r.Network.Name = "slow" }, Inconclusive, "not comparable: networks unknown and slow"},
 		"another machine":  {around(900, 10), around(1900, 10), func(r *profile.Record) { r.Machine.CPUs = 64 }, Inconclusive, "CPUs"},
 		"another level":    {around(900, 10), around(900, 10), func(r *profile.Record) { r.Subjects[0].Cold = profile.ColdL1 }, Inconclusive, "started as L0 and the other as L1"},
+		"another mode":     {around(900, 10), around(1900, 10), func(r *profile.Record) { r.Subjects[0].Mode = "eager" }, Inconclusive, "started in a way that is not known and the other eager"},
 		"not cold":         {around(900, 10), around(700, 10), func(r *profile.Record) { r.Subjects[0].Runs[0].Coldness.Proven = false }, Inconclusive, "not proven"},
 		"not cold, slower": {around(900, 10), around(1900, 10), func(r *profile.Record) { r.Subjects[0].Runs[0].Coldness.Proven = false }, Failed, ""},
 		"another name":     {around(900, 10), around(900, 10), func(r *profile.Record) { r.Subjects[0].Name = "web" }, Pass, ""},
@@ -306,6 +323,12 @@ func TestRegression(t *testing.T) {
 		if got.Outcome != c.outcome || !strings.Contains(got.Results[0].Reason, c.reason) || got.Baseline != a.ID {
 			t.Errorf("%s: %+v, want %s: %s", name, got, c.outcome, c.reason)
 		}
+	}
+	// By an earlier one that may have been quicker than it should have been nothing fails.
+	warm := record(around(900, 10)...)
+	warm.Subjects[0].Runs[0].Coldness.Proven = false
+	if got := Judge(&Config{Regression: DefaultRegression()}, record(around(1900, 10)...), warm); got.Outcome != Inconclusive || !strings.Contains(got.Results[0].Reason, "not proven to be cold") {
+		t.Errorf("%+v", got)
 	}
 	off := DefaultRegression()
 	off.Level = Off

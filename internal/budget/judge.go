@@ -146,7 +146,7 @@ func judgeRule(rule *Rule, r *profile.Record, s *profile.Subject) Result {
 	switch {
 	case res.N < needs:
 		res.Outcome, res.Reason = Inconclusive, fmt.Sprintf("only %s, %s takes %d", runsText(res.N), rule.Stat, needs)
-	case !rule.holds(low - exact): // also of starts that were less cold than they should have been
+	case !rule.holds(low-exact) && excuse(r, s, &series) == "": // also of starts that were less cold than they should have been
 		res.Outcome, res.Reason = Failed, fmt.Sprintf("%s is over the limit", Amount(value, res.Unit))
 	default:
 		if reason := doubt(r, s, &series); reason != "" {
@@ -223,21 +223,62 @@ func doubt(r *profile.Record, s *profile.Subject, series *profile.Series) string
 	if n := series.NUnknown(); n > 0 {
 		return fmt.Sprintf("not known of %d of %s: %s", n, runsText(len(s.Runs)), series.Unknown[0].Reason)
 	}
-	if s.Cold != "" {
-		for i := range s.Runs {
-			c := s.Runs[i].Coldness
-			if c == nil || !c.Proven || c.Level != s.Cold {
-				reason := "nobody looked"
-				if c != nil {
-					reason = cmp.Or(c.Reason, "it was "+c.Level)
-				}
-				return fmt.Sprintf("run %d was not proven to be cold (%s): %s", i+1, s.Cold, reason)
+	if reason := notProven(s); reason != "" {
+		return reason
+	}
+	for _, signal := range r.Signals {
+		if reason := missed(&signal); reason != "" {
+			return reason
+		}
+	}
+	return ""
+}
+
+// notProven is why a run may not have found on its node what it was to find; empty if
+// all did.
+func notProven(s *profile.Subject) string {
+	if s.Cold == "" {
+		return ""
+	}
+	for i := range s.Runs {
+		c := s.Runs[i].Coldness
+		if c == nil || !c.Proven || c.Level != s.Cold {
+			reason := "nobody looked"
+			if c != nil {
+				reason = cmp.Or(c.Reason, "it was "+c.Level)
 			}
+			return fmt.Sprintf("run %d was not proven to be cold (%s): %s", i+1, s.Cold, reason)
+		}
+	}
+	return ""
+}
+
+// missed says that a signal has not seen all; empty if it has, or was not used.
+func missed(signal *profile.Signal) string {
+	if !signal.Used || !strings.HasPrefix(signal.Reason, "incomplete") {
+		return ""
+	}
+	return fmt.Sprintf("something was missed: %s: %s", signal.Name, signal.Reason)
+}
+
+// excuse is a doubt by which a measurement may be more than it should be, so that one
+// that is too much is no failure either; empty if there is none. Starts that may have
+// found less than they were to find are excused, and phases whose limits a signal may
+// have missed. One that was to find nothing (L0) can only have been the quicker for
+// what it found.
+func excuse(r *profile.Record, s *profile.Subject, series *profile.Series) string {
+	if s.Cold != profile.ColdL0 {
+		if reason := notProven(s); reason != "" {
+			return reason
 		}
 	}
 	for _, signal := range r.Signals {
-		if signal.Used && strings.HasPrefix(signal.Reason, "incomplete") {
-			return fmt.Sprintf("something was missed: %s: %s", signal.Name, signal.Reason)
+		reason := missed(&signal)
+		if reason != "" && slices.ContainsFunc(series.Runs, func(i int) bool {
+			p := s.Runs[i].Phase(series.Name)
+			return p != nil && strings.Contains(p.Source, signal.Name)
+		}) {
+			return reason
 		}
 	}
 	return ""
@@ -312,6 +353,8 @@ func (out *Report) regressions(g *Regression, r, baseline *profile.Record) {
 // incomparable is why a difference would say nothing of the image; empty if it does.
 func incomparable(ra, rb *profile.Record, a, b *profile.Subject) string {
 	switch {
+	case a.Mode != b.Mode: // bringing the image is in the one's pull and in the other's waits
+		return fmt.Sprintf("one was started %s and the other %s", cmp.Or(a.Mode, "in a way that is not known"), cmp.Or(b.Mode, "in a way that is not known"))
 	case a.Cold != b.Cold:
 		return fmt.Sprintf("one was started as %s and the other as %s", cmp.Or(a.Cold, "unknown"), cmp.Or(b.Cold, "unknown"))
 	case ra.Machine.CPUs != rb.Machine.CPUs:
@@ -354,14 +397,15 @@ func regression(g *Regression, measure string, r, baseline *profile.Record, a, b
 	}
 	res.Baseline, res.Value, res.CI = &c.A.P50, &c.Delta, c.DeltaCI
 	res.Limit = max(g.Margin*c.A.P50, slack[res.Unit])
-	doubts := cmp.Or(doubt(r, b, &sb), doubt(baseline, a, &sa))
+	baseDoubt := doubt(baseline, a, &sa) // by which it may be less than it should be
+	doubts := cmp.Or(doubt(r, b, &sb), baseDoubt)
 	exact := max(precision(a, measure, &sa), precision(b, measure, &sb))
 	switch {
 	case unlike != "":
 		res.Reason = "not comparable: " + unlike
 	case c.DeltaCI == nil:
 		res.Reason = c.Reason
-	case c.Verdict == profile.Slower && c.Delta-exact > res.Limit:
+	case c.Verdict == profile.Slower && c.Delta-exact > res.Limit && cmp.Or(excuse(r, b, &sb), baseDoubt) == "":
 		res.Outcome = Failed
 		res.Reason = fmt.Sprintf("%s more than the baseline's %s", Amount(c.Delta, res.Unit), Amount(c.A.P50, res.Unit))
 	case doubts != "":

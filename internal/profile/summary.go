@@ -436,6 +436,7 @@ func Unlike(ra, rb *Record, a, b *Subject) []string {
 		differ("CPUs", count(ra.Machine.CPUs), count(rb.Machine.CPUs))
 		differ("networks", ra.Network.Name, rb.Network.Name)
 		differ("sources", ra.Source, rb.Source)
+		differ("modes", a.Mode, b.Mode)
 	}
 	differ("levels of coldness", a.Cold, b.Cold)
 	for _, s := range []*Subject{a, b} {
