@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/thaw-project/thaw/internal/config"
 )
@@ -29,6 +33,41 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	look(newRootCommand())
+}
+
+// TestWriteFile: a file is replaced, and what is none is written to: /dev/null is to be
+// what it was, also for root.
+func TestWriteFile(t *testing.T) {
+	dir := t.TempDir()
+	file, link, pipe := filepath.Join(dir, "file"), filepath.Join(dir, "link"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.Symlink("file", link), unix.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	reader, err := unix.Open(pipe, unix.O_RDWR|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(reader)
+	for _, path := range []string{pipe, link, file, link} {
+		if err := writeFile(path, []byte("to "+path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := make([]byte, 4096)
+	if n, err := unix.Read(reader, got); err != nil || string(got[:n]) != "to "+pipe {
+		t.Errorf("the pipe got %q, %v", got[:max(n, 0)], err)
+	}
+	if b, err := os.ReadFile(file); err != nil || string(b) != "to "+link {
+		t.Errorf("the file has %q, %v", b, err)
+	}
+	for path, want := range map[string]os.FileMode{link: os.ModeSymlink, pipe: os.ModeNamedPipe, file: 0} {
+		if info, err := os.Lstat(path); err != nil || info.Mode().Type() != want {
+			t.Errorf("%s is %v, %v", path, info.Mode(), err)
+		}
+	}
+	if err := writeFile(dir, nil); err == nil {
+		t.Error("a directory was replaced")
+	}
 }
 
 // TestIdleExit: a flag beats the file, and 0 says never in both.

@@ -44,8 +44,15 @@ func printJSON(cmd *cobra.Command, v any) error {
 	return enc.Encode(out)
 }
 
-// writeFile replaces a file: readers see all of it or none.
+// writeFile replaces a file: readers see all of it or none. What is no file of its own
+// (/dev/stdout, a pipe, a link) stays, and is written to.
 func writeFile(path string, b []byte) error {
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() && !info.IsDir() {
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			return fmt.Errorf("write %s: %w", path, err)
+		}
+		return nil
+	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
