@@ -227,13 +227,16 @@ func runHealth(cmd *cobra.Command, g *globalOptions, opts *healthOptions, files 
 }
 
 func readHealth(stdin io.Reader, name string) (*health.File, error) {
-	var b []byte
-	var err error
-	if name == "-" {
-		b, err = io.ReadAll(io.LimitReader(stdin, 64<<20))
-	} else {
-		b, err = os.ReadFile(name)
+	in := stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, fmt.Errorf("read checks: %w", err)
+		}
+		defer f.Close()
+		in = f
 	}
+	b, err := io.ReadAll(io.LimitReader(in, health.MaxFileBytes+1))
 	if err != nil {
 		return nil, fmt.Errorf("read checks: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 )
 
 // instruction is a logical line of a Dockerfile.
@@ -15,10 +16,16 @@ type instruction struct {
 }
 
 var (
-	directiveRegexp = regexp.MustCompile(`^#[ \t]*([a-zA-Z]+)[ \t]*=[ \t]*(\S+)[ \t]*$`)
+	directiveRegexp = pattern(`^#[ \t]*([a-zA-Z]+)[ \t]*=[ \t]*(\S+)[ \t]*$`)
 	// A here-document's beginning, or what is in quotes, where there is none.
-	heredocRegexp = regexp.MustCompile(`<<(-?)["']?([a-zA-Z_][a-zA-Z0-9_]*)["']?|"[^"]*"|'[^']*'`)
+	heredocRegexp = pattern(`<<(-?)["']?([a-zA-Z_][a-zA-Z0-9_]*)["']?|"[^"]*"|'[^']*'`)
 )
+
+// pattern is compiled when it is first used: each start of the program would pay for it
+// otherwise.
+func pattern(s string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(s) })
+}
 
 // instructions splits a Dockerfile: comments, continued lines and the escape
 // directive, and here-documents where an instruction takes them.
@@ -27,7 +34,7 @@ func instructions(b []byte) []instruction {
 	lines := strings.Split(strings.TrimSuffix(strings.ReplaceAll(string(b), "\r\n", "\n"), "\n"), "\n")
 	escape := `\`
 	for _, line := range lines { // directives come first
-		m := directiveRegexp.FindStringSubmatch(line)
+		m := directiveRegexp().FindStringSubmatch(line)
 		if m == nil {
 			break
 		}
@@ -74,7 +81,7 @@ func instructions(b []byte) []instruction {
 // skipHeredocs returns the line after the here-documents that an instruction
 // begins.
 func skipHeredocs(text string, lines []string, i int) int {
-	for _, m := range heredocRegexp.FindAllStringSubmatch(text, -1) {
+	for _, m := range heredocRegexp().FindAllStringSubmatch(text, -1) {
 		for ; m[2] != "" && i < len(lines); i++ {
 			s := lines[i]
 			if m[1] == "-" {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,11 +25,10 @@ const (
 	KindKubernetes = "kubernetes"
 )
 
-// Bounds of what is read.
-const (
-	maxFileBytes = 8 << 20
-	maxChecks    = 1000
-)
+// MaxFileBytes bounds a file that is read.
+const MaxFileBytes = 8 << 20
+
+const maxChecks = 1000 // of a file
 
 // Check is one that a file has, or a container without one.
 type Check struct {
@@ -75,14 +73,14 @@ func Parse(name string, b []byte) (*File, error) {
 	return f, nil
 }
 
-var dockerfileRegexp = regexp.MustCompile(`(?i)^(dockerfile|containerfile)|\.(dockerfile|containerfile)$`)
+var dockerfileRegexp = pattern(`(?i)^(dockerfile|containerfile)|\.(dockerfile|containerfile)$`)
 
 func parse(name string, b []byte) (*File, error) {
-	if len(b) > maxFileBytes {
-		return nil, fmt.Errorf("%d bytes, more than %d", len(b), maxFileBytes)
+	if len(b) > MaxFileBytes {
+		return nil, fmt.Errorf("it has more than %d bytes", MaxFileBytes)
 	}
 	f := &File{}
-	if dockerfileRegexp.MatchString(filepath.Base(name)) {
+	if dockerfileRegexp().MatchString(filepath.Base(name)) {
 		c, err := parseDockerfile(b)
 		if err != nil {
 			return nil, err
