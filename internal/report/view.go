@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -354,7 +353,7 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 				v.Totals = append(v.Totals, round(*run.TotalMs))
 			}
 			// Where only an orchestrator's word is known, the wait for its check is in it.
-			if from, to := event(run, profile.EventStarted), event(run, profile.EventReady); from != nil && to != nil {
+			if from, to := run.Event(profile.EventStarted), run.Event(profile.EventReady); from != nil && to != nil {
 				v.Readiness = append(v.Readiness, round(max(to.AtMs-from.AtMs, 0)))
 			}
 		}
@@ -365,10 +364,9 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 	v.Total = summarize(v.Totals)
 	sum := s.Summarize()
 	if len(good) > 0 {
-		typical := typicalRun(good, v.Total)
-		from := 0
-		for &s.Runs[from] != typical {
-			from++
+		typical, from := s.MedianRun()
+		if typical == nil { // none is known to have become ready: the first
+			typical, from = good[0], slices.IndexFunc(s.Runs, func(r profile.Run) bool { return r.Good() })
 		}
 		v.Median = medianRun(good, typical, from+1, &sum)
 		v.Median.Total = nil
@@ -385,36 +383,6 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 	v.Opportunities = opportunities(&v, s, r)
 	v.Headline = newHeadline(&v)
 	return v
-}
-
-// event finds an event of a run, or nil.
-func event(r *profile.Run, name string) *profile.Event {
-	for i := range r.Events {
-		if r.Events[i].Name == name {
-			return &r.Events[i]
-		}
-	}
-	return nil
-}
-
-// typicalRun is the one nearest to the median.
-func typicalRun(good []*profile.Run, total *stats) *profile.Run {
-	best := good[0]
-	if total == nil {
-		return best
-	}
-	distance := func(r *profile.Run) float64 {
-		if r.TotalMs == nil {
-			return math.MaxFloat64
-		}
-		return math.Abs(*r.TotalMs - total.P50)
-	}
-	for _, r := range good {
-		if distance(r) < distance(best) {
-			best = r
-		}
-	}
-	return best
 }
 
 func newRunView(r *profile.Run) runView {
@@ -502,7 +470,7 @@ func medianRun(good []*profile.Run, typical *profile.Run, from int, sum *profile
 		var at []float64
 		var first *profile.Event
 		for _, r := range good {
-			if e := event(r, name); e != nil {
+			if e := r.Event(name); e != nil {
 				at = append(at, e.AtMs)
 				first = cmp.Or(first, e)
 			}
@@ -619,7 +587,7 @@ func newHealthView(good []*profile.Run, typical *profile.Run) *healthView {
 		if v == nil || r == typical {
 			v = &healthView{Kind: h.Kind, Source: h.Source, Ticks: []float64{}}
 			begin := 0.
-			if e := event(r, profile.EventStarted); e != nil {
+			if e := r.Event(profile.EventStarted); e != nil {
 				begin = e.AtMs
 			}
 			for _, t := range h.TicksMs[:min(len(h.TicksMs), 200)] {
@@ -635,7 +603,7 @@ func newHealthView(good []*profile.Run, typical *profile.Run) *healthView {
 		}
 		if h.HealthyMs != nil {
 			begin := 0.
-			if e := event(r, profile.EventStarted); e != nil {
+			if e := r.Event(profile.EventStarted); e != nil {
 				begin = e.AtMs
 			}
 			healthy = append(healthy, *h.HealthyMs-begin)
