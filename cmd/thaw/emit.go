@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -293,7 +292,7 @@ The program thaw-cloud does it (make build-cloud).
 			if err != nil {
 				return err
 			}
-			if err := putMetrics(cmd, cloud.Metrics{Region: region, Profile: awsProfile, Calls: raw}); err != nil {
+			if err := askCloud(cmd.Context(), cloud.CallMetrics, cloud.Metrics{Region: region, Profile: awsProfile, Calls: raw}, nil); err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "sent %s in %s\n", count(len(starts), "start"), count(len(calls), "call"))
@@ -304,17 +303,4 @@ The program thaw-cloud does it (make build-cloud).
 	cmd.Flags().StringVar(&region, "region", "", "AWS region (default the environment's)")
 	cmd.Flags().StringVar(&awsProfile, "profile", "", "profile of AWS' configuration (default the environment's)")
 	return cmd
-}
-
-func putMetrics(cmd *cobra.Command, m cloud.Metrics) error {
-	program, err := findProgram(cloud.Program)
-	if err != nil {
-		return &api.Error{Message: err.Error(), Hint: "make build-cloud makes it; it has to lie beside thaw or in the PATH"}
-	}
-	err = cloud.Ask(cmd.Context(), program, cloud.CallMetrics, m, nil)
-	var refused *cloud.Error
-	if errors.As(err, &refused) {
-		return &api.Error{Message: refused.Message, Hint: refused.Hint}
-	}
-	return err
 }

@@ -87,7 +87,7 @@ func runMeasureECS(cmd *cobra.Command, g *globalOptions, opts *measureECSOptions
 	case live:
 		opts.ask.WatchMs = opts.watch.Milliseconds()
 		sayWatching(cmd, opts.watch)
-		err = askCloud(cmd.Context(), &r, cloud.CallECS, opts.ask)
+		err = askCloud(cmd.Context(), cloud.CallECS, opts.ask, r.Read)
 	case opts.metadata:
 		err = watchTaskMetadata(cmd.Context(), &r, os.Getenv("ECS_CONTAINER_METADATA_URI_V4"), opts.watch)
 	default:

@@ -68,7 +68,7 @@ func runMeasureKubernetes(cmd *cobra.Command, g *globalOptions, opts *measureKub
 	if live {
 		opts.ask.WatchMs = opts.watch.Milliseconds()
 		sayWatching(cmd, opts.watch)
-		err = askCloud(cmd.Context(), &r, cloud.CallKubernetes, opts.ask)
+		err = askCloud(cmd.Context(), cloud.CallKubernetes, opts.ask, r.Read)
 	} else {
 		err = readDocuments(cmd, &r, args)
 	}

@@ -70,27 +70,19 @@ func sayWatching(cmd *cobra.Command, d time.Duration) {
 	}
 }
 
-// askCloud has the program ask, and reads the documents that it answers with.
-func askCloud(ctx context.Context, into documents, call string, args any) error {
-	exe, err := findCloudExe()
+// askCloud has the program ask, and hands what it answers with to each, if anything.
+func askCloud(ctx context.Context, call string, args any, each func(document []byte) error) error {
+	exe, err := findProgram(cloud.Program)
 	if err != nil {
-		return err
+		return api.Errorf(api.CodeUnsupported, "make build-cloud makes it: put it beside thaw or into PATH; what reads or writes files needs no program",
+			"to ask a cloud takes the program %s", cloud.Program)
 	}
-	err = cloud.Ask(ctx, exe, call, args, into.Read)
+	err = cloud.Ask(ctx, exe, call, args, each)
 	var e *cloud.Error
 	if errors.As(err, &e) {
 		return api.Errorf(api.CodeInvalid, e.Hint, "%s", e.Message)
 	}
 	return err
-}
-
-// findCloudExe looks for the program beside thaw, then in PATH.
-func findCloudExe() (string, error) {
-	path, err := findProgram(cloud.Program)
-	if err != nil {
-		return "", api.Errorf(api.CodeUnsupported, "make build-cloud makes it: put it beside thaw or into PATH; or give thaw files, which needs no program", "to ask a cloud takes the program %s", cloud.Program)
-	}
-	return path, nil
 }
 
 // finish names, keeps and prints a record.

@@ -31,11 +31,12 @@ lies. It needs no network and asks nobody for anything.
 It says what could be saved, and by what evidence; shows where the time went, phase by
 phase, and the bytes, file by file; compares the records' subjects with each other, by
 statistics; and has sliders for what a health check and a scale-up make of it.
-docs/report.md says what is on it. A RUN is a record of thaw measure; several RUNs are
-put side by side.`,
+docs/report.md says what is on it. Several RUNs are put side by side.
+
+` + runHelp,
 		Example: `  thaw report last -o report.html
   thaw report before.json after.json --compare -o report.html`,
-		Args: atLeastOneRun,
+		Args: atLeastOneRun, ValidArgsFunction: g.recordNames(0),
 		RunE: func(cmd *cobra.Command, args []string) error { return runReport(cmd, g, &opts, args) },
 	}
 	f := cmd.Flags()
