@@ -55,15 +55,7 @@ func (d *Daemon) followStart(m *mounted) {
 
 // start describes a mount's start for its trace.
 func (m *mounted) start() spans.Start {
-	m.mu.Lock()
-	ended := m.ended
-	m.mu.Unlock()
-	var s api.Stats
-	if ended != nil {
-		s = ended.Stats
-	} else {
-		s = m.stats()
-	}
+	s := m.lastStats()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := spans.Start{Image: m.img.ref.String(), Manifest: m.Manifest.String(), Mount: m.ID, Mode: m.Mode, Index: m.Origin, Begun: m.asked,
