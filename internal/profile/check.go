@@ -14,6 +14,7 @@ const (
 	maxFiles    = 500_000   // of a subject
 	maxItems    = 200_000   // of a list of a run
 	maxFew      = 1024      // phases, events, routes, labels, signals, layers, warnings, ticks, words of a command
+	maxAll      = 2 << 20   // of all lists of a record together
 	maxText     = 128 << 10 // as Linux has it for a word of a command
 	maxMs       = 1e10      // 115 days
 	maxNumber   = 1 << 53

@@ -2,6 +2,7 @@ package profile
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -83,7 +84,36 @@ func Encode(r *Record) ([]byte, error) {
 	if b.Len() > MaxBytes {
 		return nil, fmt.Errorf("encode record %s: it has %d bytes, more than %d: %w", r.ID, b.Len(), MaxBytes, ErrTooLarge)
 	}
+	if n := items(b.Bytes()); n > maxAll {
+		return nil, fmt.Errorf("encode record %s: its lists have %d items, more than %d: %w", r.ID, n, maxAll, ErrTooLarge)
+	}
 	return b.Bytes(), nil
+}
+
+// items is how many there are in all lists of a JSON document. One of two bytes may take
+// hundreds when it is decoded, so they are counted before.
+func items(b []byte) int {
+	n, text := 0, false
+	var lists []bool // whether what is open is one
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case text && c == '\\':
+			i++
+		case c == '"':
+			text = !text
+		case text:
+		case c == '[', c == '{':
+			lists = append(lists, c == '[')
+			if c == '[' {
+				n++
+			}
+		case c == ']', c == '}':
+			lists = lists[:max(len(lists)-1, 0)]
+		case c == ',' && len(lists) > 0 && lists[len(lists)-1]:
+			n++
+		}
+	}
+	return n
 }
 
 // Decode reads a record from JSON. Fields that it does not know are ignored; what would
@@ -92,11 +122,14 @@ func Decode(b []byte) (*Record, error) {
 	if len(b) > MaxBytes {
 		return nil, fmt.Errorf("decode record: it has %d bytes, more than %d", len(b), MaxBytes)
 	}
+	if n := items(b); n > maxAll {
+		return nil, fmt.Errorf("decode record: its lists have %d items, more than %d", n, maxAll)
+	}
 	var head struct {
 		Version *int `json:"version"`
 	}
 	if err := json.Unmarshal(b, &head); err != nil {
-		return nil, fmt.Errorf("decode record: %w", err)
+		return nil, fmt.Errorf("decode record: %w", plain(err))
 	}
 	switch {
 	case head.Version == nil:
@@ -106,12 +139,21 @@ func Decode(b []byte) (*Record, error) {
 	}
 	var r Record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("decode record: %w", err)
+		return nil, fmt.Errorf("decode record: %w", plain(err))
 	}
 	if err := r.Check(); err != nil {
 		return nil, fmt.Errorf("decode record: %w", err)
 	}
 	return &r, nil
+}
+
+// plain is an error of decoding without names of Go's.
+func plain(err error) error {
+	var typed *json.UnmarshalTypeError
+	if !errors.As(err, &typed) {
+		return err
+	}
+	return fmt.Errorf("%s is no place for this: %s, at byte %d", cmp.Or(typed.Field, "a record"), typed.Value, typed.Offset)
 }
 
 // DecodeFrom decodes all that a reader has.

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"math"
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -230,10 +232,14 @@ func TestDecodeErrors(t *testing.T) {
 		t.Errorf("an unknown field: %v", err)
 	}
 	for text, want := range map[string]string{
-		"":                       "unexpected end",
-		"{}":                     "no version",
-		`{"version": 9}`:         "version 9",
-		`[1]`:                    "cannot unmarshal",
+		"":               "unexpected end",
+		"{}":             "no version",
+		`{"version": 9}`: "version 9",
+		`[1]`:            "a record is no place for this: array, at byte 1",
+		strings.Replace(string(golden), `"total_ms": 480`, `"total_ms": "480"`, 1): "subjects.runs.total_ms is no place for this: string",
+		// Two bytes each, and each would be a run.
+		`{"version":1,"subjects":[{"runs":[0` + strings.Repeat(",0", 2<<20) + `]}]}`: "its lists have 2097154 items, more than 2097152",
+		`{"version":1,"name":"` + strings.Repeat(`,[{\"`, 2<<20) + `"}`:              `id ""`,
 		string(golden) + "x":     "invalid character",
 		string(golden)[:300]:     "unexpected end",
 		`{"version":1,"id":"x"}`: `id "x"`,
@@ -301,6 +307,15 @@ func TestShrink(t *testing.T) {
 	r.Shrink()
 	if _, err := profile.Encode(r); err != nil {
 		t.Fatal(err)
+	}
+	many := *r // of which one byte each is enough
+	many.Subjects = slices.Repeat(r.Subjects, 11)
+	for i := range many.Subjects {
+		many.Subjects[i].Name = fmt.Sprint(i)
+		many.Subjects[i].Runs = []profile.Run{{Begun: r.Begun, Waits: make([]profile.Wait, 200_000)}}
+	}
+	if _, err := profile.Encode(&many); !errors.Is(err, profile.ErrTooLarge) || !strings.Contains(err.Error(), "items") {
+		t.Errorf("too many: %v", err)
 	}
 	for i, run := range r.Subjects[0].Runs {
 		if (run.Reads != nil) != (i == 2) || run.TotalMs == nil {
