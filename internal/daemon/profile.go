@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -32,7 +33,7 @@ func (w *web) begun(image string, begun time.Time) (id string, failed func(err e
 		s.State, s.Over, s.Error = report.StateFailed, true, err.Error()
 		w.put(s)
 		took := time.Since(begun).Round(time.Millisecond)
-		r := &profile.Record{Version: profile.Version, ID: s.ID, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: w.d.cfg.Version, Subjects: []profile.Subject{{Name: "start", Image: image,
+		r := &profile.Record{Version: profile.Version, ID: s.ID, Source: profile.SourceDaemon, Begun: begun.UTC(), Tool: w.d.cfg.Version, Subjects: []profile.Subject{{Name: cmp.Or(image, "start"), Image: image,
 			Runs: []profile.Run{{Begun: begun.UTC(), Error: fmt.Sprintf("%v, after %v", err, took), Events: []profile.Event{}, Phases: []profile.Phase{}}}}}}
 		w.d.wg.Go(func() { w.keep(r) }) // who asked waits for the answer
 	}
@@ -208,7 +209,7 @@ func (d *Daemon) profileOf(m *mounted, id string, here int64, ready *api.Stats) 
 		cost.HereBytes = cost.NeededBytes - cost.RegistryBytes
 	}
 	profile.Derive(&run)
-	s := profile.Subject{Name: "start", Image: m.img.ref.String(), Manifest: m.Manifest.String(), Mode: m.startMode(), Cold: m.startCold(), ImageBytes: now.ImageBytes, UnpackedBytes: now.UnpackedBytes, Runs: []profile.Run{run}}
+	s := profile.Subject{Name: m.img.ref.String(), Image: m.img.ref.String(), Manifest: m.Manifest.String(), Mode: m.startMode(), Cold: m.startCold(), ImageBytes: now.ImageBytes, UnpackedBytes: now.UnpackedBytes, Runs: []profile.Run{run}}
 	for i, l := range m.layers {
 		s.Layers = append(s.Layers, profile.Layer{Digest: l.blob.String(), Bytes: m.img.oci.Layers[i].Descriptor.Size, UnpackedBytes: l.store.Meta().TarBytes})
 	}
