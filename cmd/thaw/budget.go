@@ -37,13 +37,13 @@ const (
 // budgetHelp explains the flags.
 const budgetHelp = `A budget is MEASURE[.STAT]<=LIMIT: cold-start.p95<=1s (1s alone is that), pull<=200ms,
 dependency-load.p50<=300ms, first-request.penalty<=2x (or a time), image.compressed<=150MB,
-needed-bytes<=40MB, requests<=60. STAT is min, avg, max, or a percentile; p95 if there
-is none. It is met if the percentile is within the limit with 95 % confidence, and
-missed if it is beyond it with as much; else the outcome is inconclusive, as it is with
-too few runs (p95 takes 10, p99 takes 50), runs that failed or were not proven cold,
-and phases that are not known. --baseline fails if the start, or the first request's
-penalty, is slower than in an earlier record by more than --margin, by the verdict of
-thaw runs compare. A .thaw-budget.yaml has rules with levels off, warn and fail:
+needed-bytes<=40MB, requests<=60; in quotes, for < is the shell's too. STAT is min, avg, max,
+or a percentile; p95 if there is none. It is met if the percentile is within the limit with
+95 % confidence, and missed if it is beyond it with as much; else the outcome is
+inconclusive, as it is with too few runs (p95 takes 10, p99 takes 50), runs that failed or
+were not proven cold, and phases that are not known. --baseline fails if the start, or the
+first request's penalty, is slower than in an earlier record by more than --margin, by the
+verdict of thaw runs compare. A .thaw-budget.yaml has rules with levels off, warn and fail:
 docs/budgets.md.`
 
 func (o *budgetOptions) bind(cmd *cobra.Command) {
@@ -191,7 +191,7 @@ another one judge. Without --budget-file, .thaw-budget.yaml is read if it is the
 Exit codes: 0 within all budgets, 1 a budget or the baseline was missed, 2 wrong usage, or
 there is no such record, 3 inconclusive, which is no pass; 130 interrupted. Rules of level
 warn do not count.`,
-		Example: `  thaw runs check last --budget 1s --budget first-request.penalty<=2x
+		Example: `  thaw runs check last --budget 1s --budget 'first-request.penalty<=2x'
   thaw runs check pr.json --baseline main.json --junit report.xml --markdown comment.md`,
 		Args: exactArgs("RUN"), ValidArgsFunction: g.recordNames(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
