@@ -92,6 +92,14 @@ func BenchmarkWalk50k(b *testing.B) {
 
 func BenchmarkCheck50k(b *testing.B) { bench50k(b, (*Image).Check) }
 
+// BenchmarkRedirect50k has half of the files on second devices.
+func BenchmarkRedirect50k(b *testing.B) {
+	bench50k(b, func(img *Image) error {
+		_, err := Redirect(img.data, func(e Extent) bool { return e.OffsetDevice>>blockBits%2 == 0 })
+		return err
+	})
+}
+
 func bench50k(b *testing.B, walk func(*Image) error) {
 	root, devices := distro(50_000)
 	img := mustWrite(b, root, devices)

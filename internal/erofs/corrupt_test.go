@@ -44,6 +44,16 @@ func explore(b []byte) error {
 	if checkErr := img.Check(); (checkErr == nil) != (err == nil) {
 		err = fmt.Errorf("walk says %v, check says %v", err, checkErr)
 	}
+	out, redirectErr := Redirect(b, func(e Extent) bool { return e.Offset == 0 })
+	if redirectErr == nil {
+		again, openErr := Open(out)
+		if openErr == nil {
+			openErr = again.Check()
+		}
+		if err != nil || openErr != nil {
+			err = fmt.Errorf("check says %v, redirected all the same, and check says %v", err, openErr)
+		}
+	}
 	for _, path := range paths {
 		_, lookupErr := img.Lookup(path)
 		err = errors.Join(err, lookupErr)

@@ -17,9 +17,8 @@ func mergeNext(es []Extent) (Extent, []Extent) {
 	return e, es
 }
 
-// checkExtents decides how a regular file is mapped: nothing for an empty one, one
-// chunk when it is one extent, else chunks of the largest size whose multiples all
-// borders are.
+// checkExtents decides how a regular file is mapped: nothing for an empty one, else
+// by chunks of the largest size whose multiples all borders are, see chunkBitsFor.
 func (p *plan) checkExtents(n *node) (reason string) {
 	size := n.in.SizeBytes
 	if size < 0 {
@@ -42,7 +41,7 @@ func (p *plan) checkExtents(n *node) (reason string) {
 		return ""
 	}
 	n.layout = layoutChunkBased
-	n.chunkBits = chunkBitsFor(borders, size)
+	n.chunkBits = chunkBitsFor(borders, size, len(n.in.Extents) > 0)
 	chunks := (size-1)>>(blockBits+n.chunkBits) + 1
 	if chunks > MaxChunks {
 		return fmt.Sprintf("sparse file needs %d chunks of %d bytes, at most %d are possible", chunks, blockSize<<n.chunkBits, MaxChunks)
@@ -69,10 +68,21 @@ func (p *plan) checkExtent(e Extent, end, size int64) (reason string) {
 	return ""
 }
 
+// A chunk has wantedChunk bytes at most, so that parts of a file can be placed by
+// themselves ([Redirect]), but a file has no more than wantedChunks for that.
+const (
+	wantedChunk  = 128 << 10
+	wantedChunks = 1 << 16
+)
+
 // chunkBitsFor returns the largest chunk size (as log2 of blocks) that divides
-// all borders, given as their bitwise or, and is not larger than the file needs.
-func chunkBitsFor(borders, size int64) uint8 {
+// all borders, given as their bitwise or, and is not larger than is wanted of a
+// file with data, or than the file needs.
+func chunkBitsFor(borders, size int64, data bool) uint8 {
 	n := bits.Len64(uint64(size-1)) - blockBits
+	if data {
+		n = min(n, max(bits.Len64(wantedChunk-1), bits.Len64(uint64(size-1)/wantedChunks))-blockBits)
+	}
 	if borders != 0 {
 		n = min(n, bits.TrailingZeros64(uint64(borders))-blockBits)
 	}
