@@ -36,6 +36,7 @@ type Layer struct {
 	pieces   atomic.Pointer[pieces] // nil: none
 	complete atomic.Bool            // the durable mark is set
 	gone     atomic.Bool            // quarantined; set under putMu
+	revoked  atomic.Pointer[func()] // nil: nobody wants to know
 	closed   atomic.Bool
 
 	// putMu: readers write spans and set bits, a writer takes bits back.
@@ -242,8 +243,19 @@ func (l *Layer) forget(which func(i int) bool) (spans int) {
 	if spans > 0 {
 		l.changes.Add(1)
 		l.hashStale.Store(true)
+		l.revoke()
 	}
 	return spans
+}
+
+// OnRevoke has fn called whenever HaveRange may have become false for a range that it was true for, after it did. It is called with locks
+// of the layer held, so it must not use the layer, and must not block.
+func (l *Layer) OnRevoke(fn func()) { l.revoked.Store(&fn) }
+
+func (l *Layer) revoke() {
+	if fn := l.revoked.Load(); fn != nil {
+		(*fn)()
+	}
 }
 
 var spanBuffers = sync.Pool{New: func() any { return new([]byte) }}

@@ -85,12 +85,18 @@ func (l *Layer) SetPieces(list []Piece, lied func(*PieceError)) error {
 		}
 		end = p.end()
 	}
-	l.pieces.Store(&pieces{list: list, have: make([]atomic.Uint64, bitmapWords(len(list))), lied: lied})
+	l.swapPieces(&pieces{list: list, have: make([]atomic.Uint64, bitmapWords(len(list))), lied: lied})
 	return nil
 }
 
 // DropPieces forgets the table of pieces: only spans count from now on.
-func (l *Layer) DropPieces() { l.pieces.Store(nil) }
+func (l *Layer) DropPieces() { l.swapPieces(nil) }
+
+func (l *Layer) swapPieces(p *pieces) {
+	if l.pieces.Swap(p) != nil {
+		l.revoke()
+	}
+}
 
 // HavePiece reports whether piece i of the table is here, by itself or in its span.
 func (l *Layer) HavePiece(i int) bool {

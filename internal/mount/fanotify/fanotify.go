@@ -5,12 +5,15 @@
 // is allowed right there; any other is queued for a bounded number of workers, which call Handler.Fetch and then allow the read or
 // deny it with EIO. Whatever is not understood is denied: an event without a range, of an unknown file, or whose handler panics.
 //
+// A mount may have each layer as a device twice (Spec.Twice). The second ones are opened through a detached mount of their own, a *tree*,
+// of which events can be ignored: the file stays marked for all others.
+//
 // A watch ends when its layer is complete (Unwatch), or when after an unmount nobody at all has the layer file open. So the
 // first descriptor of a layer may outlive its mounts: ask First before opening the file again.
 //
 // It decodes and fetches nothing. It does not remember anything on disk: what a new daemon needs comes from the keeper.
 //
-// Lock order: Mounter.mu, then queue.mu. The goroutine that reads the group takes neither Mounter.mu nor any lock held during I/O.
+// Lock order: Mounter.mu, then queue.mu or treesMu. The goroutine that reads the group takes neither Mounter.mu nor any lock held during I/O.
 package fanotify
 
 import (
@@ -89,9 +92,15 @@ type Mounter struct {
 	mu     sync.Mutex                 // guards what follows, and orders marking, mounting, unmounting
 	mounts map[string][]digest.Digest // by directory: the layers that were not complete
 	closed bool
+
+	treesMu sync.Mutex // guards trees; nothing else is locked, and nobody waited for, with it
+	trees   map[string]*tree
 }
 
-var _ mount.Mounter = (*Mounter)(nil)
+var (
+	_ mount.Mounter  = (*Mounter)(nil)
+	_ mount.Silencer = (*Mounter)(nil)
+)
 
 // New starts to answer events. With a keeper that holds an earlier daemon's group, that daemon's unanswered events are
 // fetched for (or denied where it had no time to write them down), and all layers the keeper holds are watched; Adopt tells of the mounts.
@@ -108,7 +117,7 @@ func New(ctx context.Context, opts Options) (*Mounter, error) {
 	}
 	m := &Mounter{
 		handler: opts.Handler, seen: opts.Seen, keeper: opts.Keeper, log: opts.Log, denials: mount.NewDeniedLog(opts.Log),
-		served: make(chan struct{}), mounts: map[string][]digest.Digest{},
+		served: make(chan struct{}), mounts: map[string][]digest.Digest{}, trees: map[string]*tree{},
 	}
 	m.watches.Store(&map[fileID]*watch{})
 	var stale []group.Stale
@@ -163,13 +172,14 @@ func (m *Mounter) takeGroup(ctx context.Context, stale []group.Stale) (err error
 	return m.inherit()
 }
 
-// inherit watches what the keeper holds. The marks are in the group; setting them again covers a daemon that died between
+// inherit watches what the keeper holds, and has all mounts raise events: whose second devices were silent is not known here. The marks are in the group; setting them again covers a daemon that died between
 // giving a file to the keeper and marking it.
 func (m *Mounter) inherit() error {
 	files, err := m.keeper.Layers()
 	if err != nil {
 		return err
 	}
+	err = group.UnsilenceAll(m.groupFD)
 	watches := make(map[fileID]*watch, len(files))
 	for blob, file := range files {
 		w, watchErr := newWatch(blob, file)
@@ -211,15 +221,30 @@ func (m *Mounter) Mount(ctx context.Context, spec mount.Spec) error {
 		m.tidy()
 		return fmt.Errorf("mount %s: %w", spec.Dir, err)
 	}
-	devices := make([]string, len(spec.Layers))
+	devices := make([]string, len(spec.Layers), 2*len(spec.Layers))
 	for i, layer := range spec.Layers {
 		devices[i] = layer.Path
 	}
+	var t *tree
+	if spec.Twice {
+		var err error
+		if t, err = newTree(spec.Layers); err != nil {
+			m.tidy()
+			return fmt.Errorf("mount %s: %w", spec.Dir, err)
+		}
+		devices = append(devices, t.paths...)
+	}
 	if err := mount.EROFS(spec.Metadata, devices, spec.Dir); err != nil {
+		t.close()
 		m.tidy()
 		return err
 	}
 	m.mounts[spec.Dir] = incomplete(spec.Layers)
+	if t != nil {
+		m.treesMu.Lock()
+		m.trees[spec.Dir] = t
+		m.treesMu.Unlock()
+	}
 	return nil
 }
 
@@ -296,6 +321,7 @@ func (m *Mounter) Unmount(ctx context.Context, dir string) error {
 }
 
 func (m *Mounter) unmount(ctx context.Context, dir string) error {
+	m.dropTree(dir) // it cannot be silent behind our back, should it be in use for longer
 	detached, err := mount.UnmountEROFS(ctx, dir)
 	if detached {
 		m.log.Warn("mount was in use and is detached: its layers stay watched until its last file is closed", "dir", dir)
@@ -382,6 +408,12 @@ func (m *Mounter) stop() {
 	if m.keeper != nil {
 		m.keeper.Goodbye()
 	}
+	m.treesMu.Lock()
+	for _, t := range m.trees {
+		t.close() // what is silent stays it, for the next daemon to take back
+	}
+	clear(m.trees)
+	m.treesMu.Unlock()
 	m.group.Close()
 	for w := range m.live() {
 		unix.Close(w.fd)

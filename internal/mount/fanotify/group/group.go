@@ -70,6 +70,36 @@ func Unmark(group, fd int) error {
 	return nil
 }
 
+// ignore asks for no events of what is opened through a mount, whatever marks the files have, also when those are written to.
+const ignore = unix.FAN_MARK_MOUNT | unix.FAN_MARK_IGNORE | unix.FAN_MARK_IGNORED_SURV_MODIFY
+
+// Silence ends the events of marked files that were opened through a mount. tree is a descriptor of a directory of it, which may be one of
+// a mount that is attached nowhere (open_tree(2)). The mark goes when the mount does.
+func Silence(group, tree int) error {
+	// By a name: an O_PATH descriptor itself is not taken.
+	if err := unix.FanotifyMark(group, unix.FAN_MARK_ADD|ignore, unix.FAN_PRE_ACCESS, tree, "."); err != nil {
+		return fmt.Errorf("ignore pre-content events of mount: %w", err)
+	}
+	return nil
+}
+
+// Unsilence takes Silence back. A mount that has no such mark is not an error.
+func Unsilence(group, tree int) error {
+	err := unix.FanotifyMark(group, unix.FAN_MARK_REMOVE|ignore, unix.FAN_PRE_ACCESS, tree, ".")
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("ask for pre-content events of mount again: %w", err)
+	}
+	return nil
+}
+
+// UnsilenceAll takes Silence back for all mounts.
+func UnsilenceAll(group int) error {
+	if err := unix.FanotifyMark(group, unix.FAN_MARK_FLUSH|unix.FAN_MARK_MOUNT, 0, unix.AT_FDCWD, "/"); err != nil {
+		return fmt.Errorf("ask for pre-content events of all mounts again: %w", err)
+	}
+	return nil
+}
+
 // Allow lets the reader of the event with this descriptor number go on. The descriptor must still be
 // open, and be closed afterwards: its number must not come back before the answer.
 // An event whose reader was killed meanwhile is not an error.
