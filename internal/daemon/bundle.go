@@ -31,6 +31,8 @@ type bundle struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	open    func(ctx context.Context) (io.ReadCloser, error)
+	headed  chan struct{} // closed when its header is here
+	header  *startup.Header
 	done    chan struct{} // closed when nothing more comes by it; also when it never started
 
 	// Guarded by bundles.mu.
@@ -56,7 +58,7 @@ func (d *Daemon) joinBundle(img *image, desc index.BundleDescriptor, early bool)
 	defer d.bundles.mu.Unlock()
 	b := d.bundles.all[desc.Digest]
 	if b == nil || b.desc != desc {
-		b = &bundle{desc: desc, done: make(chan struct{})}
+		b = &bundle{desc: desc, headed: make(chan struct{}), done: make(chan struct{})}
 		b.ctx, b.cancel = context.WithCancel(d.ctx)
 		b.open = func(ctx context.Context) (io.ReadCloser, error) { return d.readBundle(ctx, img, b) }
 		if d.bundles.all == nil {
@@ -198,6 +200,10 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 	if err := h.Check(m.img.head); err != nil {
 		return 0, nil, err
 	}
+	if b.header == nil { // this is the only goroutine that sets it
+		b.header = h
+		close(b.headed)
+	}
 	ends := make([]int64, len(h.Frames))
 	for i, f := range h.Frames {
 		ends[i] = f.Offset + f.StoredBytes - b.desc.HeaderBytes
@@ -301,6 +307,22 @@ func (s *bundleStream) close() {
 	if s.body != nil {
 		s.body.Close()
 	}
+}
+
+// awaitHeader returns the bundle's header, or nil if there is none, or not soon.
+func (b *bundle) awaitHeader() *startup.Header {
+	if b == nil {
+		return nil
+	}
+	late := time.NewTimer(headerPatience)
+	defer late.Stop()
+	select {
+	case <-b.headed:
+		return b.header
+	case <-b.done:
+	case <-late.C:
+	}
+	return nil
 }
 
 // bundleHeader returns the header of a bundle: one that an earlier daemon kept,

@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	digest "github.com/opencontainers/go-digest"
@@ -101,9 +102,10 @@ type Daemon struct {
 	handed    *credentials.Store   // with pulls
 	providers *credentials.Plugins // may be nil
 	sched     *hydrate.Scheduler
-	keeper    *keeper.Client    // nil in eager mode
-	mounter   lazyMounter       // nil in eager mode
-	fanotify  *fanotify.Mounter // the same, where it is one
+	keeper    *keeper.Client                   // nil in eager mode
+	mounter   lazyMounter                      // nil in eager mode
+	silencer  atomic.Pointer[fanotify.Mounter] // the mounter, if it is one; read while others set it
+	fanotify  *fanotify.Mounter                // the same, where it is one
 
 	counts    *counts
 	recorder  recorder

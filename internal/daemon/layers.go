@@ -199,6 +199,7 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		return nil, err
 	}
 	stored.DropPieces() // of an index whose last mount is just letting go of it
+	stored.OnRevoke(func() { d.revoked(il.Blob) })
 	l := &layer{blob: il.Blob, store: stored, users: 1, index: img.index, known: stored.Complete()}
 	data := blobReader{repo: img.repo, desc: img.oci.Layers[i].Descriptor, counter: &l.counter}
 	l.hydrate = d.sched.Add(hydrate.Config{

@@ -53,13 +53,14 @@ type record struct {
 // mounted is a mount that this daemon serves.
 type mounted struct {
 	record
-	dir     string // of the record
-	img     *image
-	layers  []*layer // as the image has them; a layer may stand twice
-	bundle  *bundle  // of the index; may be nil
-	counter registry.Counter
-	base    int64                    // compressed bytes that its layers had fetched before
-	before  map[*layer]hydrate.Waits // of readers of its layers before; of other mounts, then
+	dir      string // of the record
+	img      *image
+	layers   []*layer  // as the image has them; a layer may stand twice
+	bundle   *bundle   // of the index; may be nil
+	startSet *startSet // what of it is read through devices of its own; may be nil
+	counter  registry.Counter
+	base     int64                    // compressed bytes that its layers had fetched before
+	before   map[*layer]hydrate.Waits // of readers of its layers before; of other mounts, then
 	// foundBytes is what of its layers was here before it was mounted.
 	foundBytes int64
 	pulled     atomic.Int64 // and those that passed to make its index
@@ -214,6 +215,9 @@ func (d *Daemon) adopt(m *mounted) {
 	d.mounts[m.ID] = m
 	d.mu.Unlock()
 	d.wg.Go(func() { d.followCompletion(ctx, m) })
+	if m.startSet != nil {
+		d.wg.Go(func() { d.silence(ctx, m) })
+	}
 	if rec := m.recording.Load(); rec != nil {
 		d.wg.Go(func() { d.followRecording(ctx, m, rec) })
 	}
@@ -229,7 +233,7 @@ func (m *mounted) save() error { return replaceJSON(m.path("mount.json"), m.reco
 // mountLayers takes the image's layers into use, mounts them and, for a
 // container, puts a writable layer on top.
 func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
-	metadata := d.makeMetadata(m.img)
+	metadata := d.makeMetadata(m)
 	use := func() error { return d.useLayers(ctx, m) }
 	if m.Mode == api.ModeEager {
 		err := t.phase("pull", func() (string, error) {
@@ -252,7 +256,11 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 		if err != nil {
 			return "", err
 		}
-		if err := d.mountErofs(ctx, m, path); err != nil {
+		err = d.mountErofs(ctx, m, path)
+		if m.startSet != nil {
+			err = errors.Join(err, os.Remove(path)) // the kernel has it open
+		}
+		if err != nil {
 			return "", err
 		}
 		if !m.Writable {
@@ -262,20 +270,35 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 	})
 }
 
-// makeMetadata starts to make the image's EROFS metadata; the function it
-// returns waits for its path.
-func (d *Daemon) makeMetadata(img *image) func() (string, error) {
+// makeMetadata starts to make the EROFS metadata of a mount; the function it
+// returns is called when its layers are in use, and waits for the path.
+func (d *Daemon) makeMetadata(m *mounted) func() (string, error) {
 	type result struct {
 		path string
+		raw  []byte
 		err  error
 	}
 	done := make(chan result, 1)
+	bundled := m.img.bundle != nil && m.Mode == api.ModeFanotify && d.maybeNeeded(m.img)
 	d.wg.Go(func() {
-		path, err := d.metadataPath(img)
-		done <- result{path, err}
+		var r result
+		if bundled {
+			r.raw, r.err = m.img.head.Erofs()
+		} else {
+			r.path, r.err = d.metadataPath(m.img)
+		}
+		done <- r
 	})
 	return func() (string, error) {
 		r := <-done
+		if bundled && r.err == nil {
+			if r.path, r.err = d.startMetadata(m, r.raw); r.path != "" || r.err != nil {
+				return r.path, r.err
+			}
+		}
+		if bundled {
+			return d.metadataPath(m.img)
+		}
 		return r.path, r.err
 	}
 }
@@ -325,7 +348,7 @@ func (d *Daemon) mountErofs(ctx context.Context, m *mounted, metadata string) er
 		// A recording wants to see all reads.
 		layers[i].Complete = layers[i].Complete && !m.recorded()
 	}
-	if err := d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: layers}); err != nil {
+	if err := d.mounter.Mount(ctx, mount.Spec{Dir: m.ImageDir, Metadata: metadata, Layers: layers, Twice: m.startSet != nil}); err != nil {
 		return err
 	}
 	d.unwatchComplete(m) // what was completed before its mark was there

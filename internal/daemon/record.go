@@ -213,10 +213,11 @@ type recording struct {
 	told    chan struct{} // gets a value when times has changed
 	over    chan struct{} // closed when the recording has ended
 
-	mu    sync.Mutex // guards what follows
-	reads []read
-	last  time.Time // when one was seen
-	times api.Times
+	mu     sync.Mutex // guards what follows
+	reads  []read
+	last   time.Time     // when one was seen
+	hushed time.Duration // from when on not all are seen, since the begin of the run; 0: all are
+	times  api.Times
 }
 
 // read is a range that was read, its times since the begin of the run.
@@ -243,6 +244,28 @@ func (rec *recording) add(layer digest.Digest, off, n int64) {
 	if len(rec.reads) < maxReads { // what is read first counts most
 		rec.reads = append(rec.reads, read{layer, off, n, rec.offset + now.Sub(rec.asked)})
 	}
+}
+
+// addAll adds reads that nobody saw.
+func (rec *recording) addAll(reads []read) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.reads = append(rec.reads, reads[:min(len(reads), maxReads-len(rec.reads))]...)
+}
+
+// silent notes that from now on reads of the start-up set are not seen.
+func (rec *recording) silent(now time.Time) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	rec.hushed = rec.offset + now.Sub(rec.asked)
+}
+
+// silence returns between when reads were made that were not seen: of a start,
+// until it was ready; 0 if all were seen.
+func (rec *recording) silence() (since, until time.Duration) {
+	rec.mu.Lock()
+	defer rec.mu.Unlock()
+	return rec.hushed, max(rec.hushed, rec.times.Ready, rec.times.Started)
 }
 
 // maxAge is how old a run is at most when it asks for its mount. More is a
@@ -306,6 +329,7 @@ func (d *Daemon) endRecording(m *mounted) *trace.Trace {
 		return nil
 	}
 	d.recorder.recordings.Add(-1)
+	d.unseen(m, rec)
 	t := rec.trace(m)
 	if d.web != nil {
 		m.read.Store(t)
@@ -383,7 +407,8 @@ func (rec *recording) due(now time.Time) bool {
 		return rec.times.Ready > 0 && at-rec.times.Ready >= recordAfter
 	}
 	started := rec.times.Started
-	return started > 0 && (at-started >= recordMost || at-started >= recordQuiet && now.Sub(rec.last) >= recordQuiet)
+	quiet := rec.hushed == 0 && now.Sub(rec.last) >= recordQuiet
+	return started > 0 && (at-started >= recordMost || at-started >= recordQuiet && quiet)
 }
 
 // tell notes when phases of a recorded start were over.

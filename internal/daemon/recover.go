@@ -227,6 +227,7 @@ func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) er
 		return fmt.Errorf("watch layers: %w", err)
 	}
 	d.fanotify = mounter
+	d.silencer.Store(mounter)
 	d.setMounter(mounter)
 	return nil
 }
