@@ -274,32 +274,38 @@ func (d *Daemon) mountLayers(ctx context.Context, t *task, m *mounted) error {
 // returns is called when its layers are in use, and waits for the path.
 func (d *Daemon) makeMetadata(m *mounted) func() (string, error) {
 	type result struct {
-		path string
+		path string // if it is made for all mounts of the image
 		raw  []byte
 		err  error
 	}
-	done := make(chan result, 1)
-	bundled := m.img.bundle != nil && m.Mode == api.ModeFanotify && d.maybeNeeded(m.img)
+	img, done := m.img, make(chan result, 1)
+	bundled := img.bundle != nil && m.Mode == api.ModeFanotify
 	d.wg.Go(func() {
 		var r result
-		if bundled {
-			r.raw, r.err = m.img.head.Erofs()
+		if bundled && d.maybeNeeded(img) { // its bundle is
+			r.raw, r.err = img.head.Erofs()
 		} else {
-			r.path, r.err = d.metadataPath(m.img)
+			r.path, r.err = d.metadataPath(img)
 		}
 		done <- r
 	})
 	return func() (string, error) {
 		r := <-done
-		if bundled && r.err == nil {
-			if r.path, r.err = d.startMetadata(m, r.raw); r.path != "" || r.err != nil {
-				return r.path, r.err
+		if r.err != nil {
+			return "", r.err
+		}
+		if bundled && m.bundle != nil {
+			if r.raw == nil {
+				r.raw, r.err = os.ReadFile(r.path)
+			}
+			if path, err := d.startMetadata(m, r.raw); path != "" || err != nil {
+				return path, errors.Join(r.err, err)
 			}
 		}
-		if bundled {
-			return d.metadataPath(m.img)
+		if r.path == "" {
+			return d.metadataPath(img)
 		}
-		return r.path, r.err
+		return r.path, nil
 	}
 }
 

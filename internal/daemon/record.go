@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -246,11 +247,12 @@ func (rec *recording) add(layer digest.Digest, off, n int64) {
 	}
 }
 
-// addAll adds reads that nobody saw.
+// addAll adds reads that nobody saw to where they belong by their times.
 func (rec *recording) addAll(reads []read) {
 	rec.mu.Lock()
 	defer rec.mu.Unlock()
 	rec.reads = append(rec.reads, reads[:min(len(reads), maxReads-len(rec.reads))]...)
+	slices.SortStableFunc(rec.reads, func(a, b read) int { return cmp.Compare(a.at, b.at) })
 }
 
 // silent notes that from now on reads of the start-up set are not seen.

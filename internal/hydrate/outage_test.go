@@ -117,7 +117,7 @@ func TestOutage(t *testing.T) {
 					if o := w.layer.Outage(); lasts > 15*time.Second && (o == nil || !o.Until.IsZero() || o.Err == nil) {
 						t.Errorf("outage %+v", o)
 					}
-					if n := w.data.count() - before; n > 30+3*int(lasts/time.Second) {
+					if n := w.data.count() - before; n > 40+3*int(lasts/time.Second) {
 						t.Errorf("%d requests in %v", n, lasts)
 					}
 					isDown.Store(false)
@@ -203,7 +203,7 @@ func TestOutageOfOneKind(t *testing.T) {
 		if took := time.Since(begun); !errors.Is(err, registry.ErrNotFound) || took > testReadTimeout+5*time.Millisecond {
 			t.Errorf("after %v: %v", took, err)
 		}
-		if n := w.windows.count(); n < 30 || n > 30+3*int(testReadTimeout/time.Second) {
+		if n := w.windows.count(); n < 30 || n > 40+3*int(testReadTimeout/time.Second) {
 			t.Errorf("%d requests", n)
 		}
 	})
