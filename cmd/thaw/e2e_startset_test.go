@@ -64,7 +64,10 @@ func TestStartSet(t *testing.T) {
 	n.eventually("it is ready", func() bool { _, err := os.Stat(line); return err == nil })
 	n.bundled()
 	image := filepath.Join(n.root, "mounts", n.status().Mounts[0].ID, "image")
-	read := func(name string) float64 { n.Helper(); return n.watchedBytes(addr, filepath.Join(image, name), want[name]) }
+	read := func(name string) float64 {
+		n.Helper()
+		return n.watchedBytes(addr, filepath.Join(image, name), want[name])
+	}
 	n.eventually("the start-up set is silent", func() bool { return read(set) == 0 })
 	if got := read(other); got < float64(len(want[other])) {
 		t.Errorf("asked about %v of %d bytes that no bundle brought", got, len(want[other]))
