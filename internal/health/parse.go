@@ -17,7 +17,6 @@ import (
 // Kinds of files.
 const (
 	KindECS        = "ecs" // a task definition
-	KindService    = "ecs-service"
 	KindTarget     = "target-group"
 	KindDockerfile = "dockerfile"
 	KindImage      = "image" // an image's config, or what docker inspect prints
@@ -73,6 +72,29 @@ func Parse(name string, b []byte) (*File, error) {
 	return f, nil
 }
 
+// maxWait is so long that sums of a few fit a time.Duration: 31 years.
+const maxWait = 1e9 * time.Second
+
+// bounded refuses a check that would wait for longer than can be computed.
+func (c *Check) bounded() error {
+	long := func(n int, d time.Duration) bool { return float64(n)*float64(d) > float64(maxWait) }
+	var too bool
+	switch {
+	case c.Container != nil:
+		too = long(c.Container.Retries, c.Container.Interval+c.Container.Timeout)
+	case c.Target != nil:
+		too = long(c.Target.Healthy+c.Target.Unhealthy, c.Target.Interval)
+	case c.Pod != nil:
+		for _, p := range []*Probe{c.Pod.Startup, c.Pod.Readiness, c.Pod.Liveness} {
+			too = too || p != nil && long(p.Success+p.Failure, p.Period)
+		}
+	}
+	if too {
+		return fmt.Errorf("%s: so many checks, so far apart, take longer than thirty years", c.Name)
+	}
+	return nil
+}
+
 var dockerfileRegexp = pattern(`(?i)^(dockerfile|containerfile)|\.(dockerfile|containerfile)$`)
 
 func parse(name string, b []byte) (*File, error) {
@@ -86,7 +108,7 @@ func parse(name string, b []byte) (*File, error) {
 			return nil, err
 		}
 		f.Checks = append(f.Checks, *c)
-		return f, nil
+		return f, c.bounded()
 	}
 	dec := yaml.NewDecoder(bytes.NewReader(b)) // JSON is YAML
 	for i := 0; ; i++ {
@@ -103,6 +125,11 @@ func parse(name string, b []byte) (*File, error) {
 		}
 		if len(f.Checks) > maxChecks {
 			return nil, fmt.Errorf("more than %d checks", maxChecks)
+		}
+	}
+	for i := range f.Checks {
+		if err := f.Checks[i].bounded(); err != nil {
+			return nil, err
 		}
 	}
 	if len(f.Checks) == 0 && len(f.Services) == 0 {
