@@ -82,6 +82,10 @@ func (s *Start) begun() (begun time.Time) {
 	return begun
 }
 
+// longest is how far from its begin an event may be: more no record takes, and no start
+// does, but a container that is healthy again after months says so.
+const longest = 100 * 24 * time.Hour
+
 // Run returns the start as a run. Without any point there is none.
 func (s *Start) Run() (profile.Run, bool) {
 	begun := s.begun()
@@ -95,6 +99,10 @@ func (s *Start) Run() (profile.Run, bool) {
 			continue
 		}
 		seen[p.Name] = true
+		if off := p.At.Sub(begun); off.Abs() > longest {
+			r.Warnings = append(r.Warnings, fmt.Sprintf("%s (%s) is said to be %.0f days from the start: it is left out", p.Name, p.Source, off.Hours()/24))
+			continue
+		}
 		r.Events = append(r.Events, profile.Event{Name: p.Name, AtMs: ms(p.At.Sub(begun)), Source: p.Source, Confidence: p.Confidence, Detail: p.Detail, PrecisionMs: ms(p.Precision)})
 	}
 	slices.SortStableFunc(r.Events, func(a, b profile.Event) int {

@@ -301,6 +301,26 @@ func FuzzRead(f *testing.F) {
 	})
 }
 
+// TestHealthyAgain: a container that is healthy again after half a year has not started for
+// so long, and the others of its service are known nevertheless.
+func TestHealthyAgain(t *testing.T) {
+	var r Reader
+	for _, month := range []string{"05", "11"} {
+		if err := r.Read([]byte(`{"TaskARN": "` + month + `", "Family": "api", "Revision": "1", "Containers": [{"Name": "c", "StartedAt": "2026-05-02T14:19:14Z", "Health": {"status": "HEALTHY", "statusSince": "2026-` + month + `-02T14:19:44Z"}}]}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec := record(t, &r, Options{})
+	rec.Version, rec.ID = profile.Version, profile.NewID(rec.Begun)
+	if err := rec.Check(); err != nil {
+		t.Error(err)
+	}
+	runs := rec.Subjects[0].Runs
+	if len(runs) != 2 || runs[0].Event(profile.EventHealthy) == nil || runs[1].Event(profile.EventHealthy) != nil || len(runs[1].Warnings) != 1 || !strings.Contains(runs[1].Warnings[0], "healthy (ecs) is said to be 184 days from the start") {
+		t.Errorf("%+v", runs)
+	}
+}
+
 // TestNewestCounts: what a task is, its newest version says.
 func TestNewestCounts(t *testing.T) {
 	made := `{"taskArn": "a", "version": 1, "lastStatus": "PROVISIONING", "containers": [{"name": "c"}], "createdAt": "2026-05-02T14:19:14Z"}`
