@@ -11,9 +11,9 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"github.com/thaw-project/thaw/internal/budget"
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/profile"
 	"github.com/thaw-project/thaw/internal/profilestore"
@@ -201,18 +201,10 @@ func shortMsOr(ms *float64) string {
 
 // amount is a value of a measure with its unit.
 func amount(v float64, unit string) string {
-	switch unit {
-	case profile.UnitMs:
+	if unit == profile.UnitMs {
 		return shortMs(v)
-	case profile.UnitBytes:
-		if v < 0 {
-			return "-" + units.HumanSize(-v)
-		}
-		return units.HumanSize(v)
-	case profile.UnitTimes:
-		return fmt.Sprintf("%.2fx", v)
 	}
-	return fmt.Sprintf("%.4g", v)
+	return budget.Amount(v, unit)
 }
 
 // signed is amount with a sign.

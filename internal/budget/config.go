@@ -109,7 +109,7 @@ func ParseFile(b []byte) (Config, error) {
 		}
 	}
 	if g.Measures != nil {
-		c.Regression.Measures, err = ParseMeasures(g.Measures)
+		c.Regression.Measures, err = parseMeasures(g.Measures)
 	}
 	return c, err
 }
@@ -133,8 +133,8 @@ func ParseMargin(s string) (float64, error) {
 	return v / 100, nil
 }
 
-// ParseMeasures reads names of measures.
-func ParseMeasures(list []string) ([]string, error) {
+// parseMeasures reads names of measures.
+func parseMeasures(list []string) ([]string, error) {
 	var out []string
 	for _, s := range list {
 		m, err := measureNamed(strings.ReplaceAll(strings.ToLower(s), "_", "-"), false)

@@ -61,7 +61,7 @@ func (s *Start) dimension(name string) string {
 func (s *Start) check() error {
 	for _, set := range DimensionSets {
 		for _, name := range set {
-			if err := CheckDimension(name, s.dimension(name)); err != nil {
+			if err := checkDimension(name, s.dimension(name)); err != nil {
 				return err
 			}
 		}
@@ -72,9 +72,9 @@ func (s *Start) check() error {
 	return nil
 }
 
-// CheckDimension says why CloudWatch does not take a dimension's value.
+// checkDimension says why CloudWatch does not take a dimension's value.
 // https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/API_Dimension.html
-func CheckDimension(name, value string) error {
+func checkDimension(name, value string) error {
 	switch {
 	case strings.TrimSpace(value) == "":
 		return fmt.Errorf("%s is empty", name)

@@ -29,7 +29,6 @@ const (
 	KindProcess = "process" // one that ended before the container was ready
 	KindWait    = "wait"    // for bytes of a file that were not here
 	KindRequest = "request" // the first of a route
-	KindPhase   = "phase"
 )
 
 // Blame is something that took time in a run. They overlap: a package's time has its
