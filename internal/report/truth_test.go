@@ -1,9 +1,12 @@
 package report
 
 import (
+	"math"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/thaw-project/thaw/internal/health"
 	"github.com/thaw-project/thaw/internal/profile"
 	"github.com/thaw-project/thaw/internal/profile/profiletest"
 )
@@ -38,6 +41,16 @@ func TestAsCommands(t *testing.T) {
 			if got == nil || want.Ms.N > 0 && (*got.Ms != round(want.Ms.P50) || got.Stats.P95 != round(want.Ms.P95) || got.Confidence != want.Confidence) {
 				t.Errorf("%s: %s: %+v, want %+v", s.Name, want.Name, got, want)
 			}
+		}
+		var times []time.Duration // thaw health --run
+		for _, run := range r.Subjects[i].Runs {
+			if run.Good() {
+				times = append(times, time.Duration((run.Event(profile.EventReady).AtMs-run.Event(profile.EventStarted).AtMs)*1e6))
+			}
+		}
+		ready, err := health.FitReady(times)
+		if p50, p99 := ready.P50.Seconds()*1e3, ready.P99.Seconds()*1e3; err != nil || math.Abs(s.Fit.P50-p50) > 0.01 || math.Abs(s.Fit.P99-p99) > 0.01 {
+			t.Errorf("%s: %+v, want %v and %v, %v", s.Name, s.Fit, p50, p99, err)
 		}
 		if len(s.Routes) != len(sum.Routes) {
 			t.Errorf("%s: %d routes, want %d", s.Name, len(s.Routes), len(sum.Routes))

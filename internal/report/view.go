@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/thaw-project/thaw/internal/health"
 	"github.com/thaw-project/thaw/internal/profile"
 )
 
@@ -130,6 +131,7 @@ type subjectView struct {
 	Total         *stats        `json:"total"`
 	Totals        []float64     `json:"totals"`
 	Readiness     []float64     `json:"readiness"` // from exec to ready, of each good run
+	Fit           *fitView      `json:"fit"`       // to them; nil: they are too few
 	Median        *runView      `json:"median"`    // nil: no run was good
 	Runs          []runView     `json:"runs"`
 	Headline      headline      `json:"headline"`
@@ -141,6 +143,24 @@ type subjectView struct {
 	Packages      []packageView `json:"packages"`
 	Health        *healthView   `json:"health"`
 	Cost          *profile.Cost `json:"cost"` // medians
+}
+
+// fitView is the distribution of readiness, as thaw health --run has it.
+type fitView struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+}
+
+func newFitView(readiness []float64) *fitView {
+	var times []time.Duration
+	for _, ms := range readiness {
+		times = append(times, time.Duration(ms*1e6))
+	}
+	r, err := health.FitReady(times)
+	if err != nil {
+		return nil
+	}
+	return &fitView{round(float64(r.P50) / 1e6), round(float64(r.P99) / 1e6)}
 }
 
 // healthView is what the runs' health checks made of them.
@@ -361,7 +381,7 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 			v.Runs = append(v.Runs, newRunView(run))
 		}
 	}
-	v.Total = summarize(v.Totals)
+	v.Total, v.Fit = summarize(v.Totals), newFitView(v.Readiness)
 	sum := s.Summarize()
 	if len(good) > 0 {
 		typical, from := s.MedianRun()

@@ -56,6 +56,7 @@ const sec = (v) => known(v) && isFinite(v) ? (v < 10 ? v.toFixed(2) : v < 100 ? 
 
 // readyOf is a subject's readiness, in seconds; a guess where nothing is measured.
 function readyOf(s) {
+  if (s.fit) return { p50: s.fit.p50 / 1000, p99: s.fit.p99 / 1000, n: s.readiness.length };
   // Until healthy, the wait for a check is in it.
   const all = s.readiness.length || s.median && s.median.events.some((e) => e.name === "healthy") ? s.readiness : s.totals, sorted = [...all].sort((a, b) => a - b);
   if (!sorted.length) return { p50: 5, p99: 10, guess: true };
