@@ -35,36 +35,75 @@ type Event struct {
 // nameColumns is the width of the name that begins a line; it may have anything in it.
 const nameColumns = 16
 
+// whether a text is an event.
+type whether int
+
+const (
+	no   whether = iota
+	part         // the beginning of one: a name in it has the end of a line
+	yes
+)
+
 // parse reads a line of trace_pipe:
 //
 //	NAME(16)-THREAD [CPU] FLAGS SECONDS.MICROSECONDS: EVENT: FIELDS
 //
-// A system call's end has no fields, but `sys_NAME -> RESULT`.
-func parse(line string) (Event, bool) {
+// A system call's end has no fields, but `sys_NAME -> RESULT`. Names of programs are
+// written as they are, and may have ends of lines in them: what is such an event's part,
+// or no event, has to be tried again with the next line.
+func parse(line string) (Event, whether) {
 	var e Event
 	if len(line) <= nameColumns || line[nameColumns] != '-' {
-		return e, false
+		return e, no
 	}
 	fields := strings.SplitN(line[nameColumns+1:], ": ", 3)
 	head := strings.Fields(fields[0])
 	if len(fields) < 2 || len(head) < 3 {
-		return e, false
+		return e, no
 	}
 	var err error
 	if e.Thread, err = strconv.Atoi(head[0]); err != nil || e.Thread < 0 {
-		return e, false
+		return e, no
 	}
 	var ok bool
 	if e.At, ok = parseTime(head[len(head)-1]); !ok {
-		return e, false
+		return e, no
 	}
 	if call, result, isCall := strings.Cut(fields[1], " -> "); isCall {
 		return e.call(call, result)
 	}
 	if len(fields) < 3 {
-		return e, false
+		return e, no
 	}
 	return e.known(fields[1], fields[2])
+}
+
+// joiner puts events together that have ends of lines in them.
+type joiner struct {
+	text string // of lines that are no event yet
+	part bool   // it is the beginning of one
+}
+
+// maxJoined bounds what is put together: a name, which has 4096 bytes at most, and what
+// is around it.
+const maxJoined = 8 << 10
+
+// take takes a line, and reports whether it ends an event.
+func (j *joiner) take(line string) (Event, bool) {
+	var e Event
+	is := no
+	if !j.part { // else it belongs to what began, whatever it looks like
+		e, is = parse(line)
+	}
+	if is != yes && j.text != "" {
+		line = j.text + "\n" + line
+		e, is = parse(line)
+	}
+	if is == yes || len(line) > maxJoined {
+		line = ""
+	}
+	j.text, j.part = line, is == part
+	return e, is == yes
 }
 
 // parseTime reads seconds with six digits behind the point.
@@ -78,37 +117,65 @@ func parseTime(s string) (time.Duration, bool) {
 	return time.Duration(a)*time.Second + time.Duration(b)*time.Microsecond, true
 }
 
-func (e Event) call(name, result string) (Event, bool) {
+func (e Event) call(name, result string) (Event, whether) {
 	e.Kind = Accept
 	n, err := strconv.ParseInt(result, 0, 64)
-	return e, (name == "sys_accept4" || name == "sys_accept") && err == nil && n >= 0
+	if err != nil || n < 0 || name != "sys_accept4" && name != "sys_accept" {
+		return e, no
+	}
+	return e, yes
 }
 
-func (e Event) known(name, fields string) (Event, bool) {
+func (e Event) known(name, fields string) (Event, whether) {
 	var ok bool
 	switch name {
 	case "sched_process_fork":
 		e.Kind = Fork
-		e.Child, ok = lastNumber(fields, " child_pid=")
+		at := strings.LastIndex(fields, childKey)
+		if at < 0 {
+			return e, part
+		}
+		e.Child, ok = whole(fields[at+len(childKey):])
 	case "sched_process_exec":
 		e.Kind = Exec
-		e.Child, ok = lastNumber(fields, " old_pid=")
 		// What is between may have anything in it, and is the container's.
 		rest, found := strings.CutPrefix(fields, "filename=")
-		if at := strings.LastIndex(rest, " pid="); at >= 0 {
-			e.Name = rest[:at]
+		at := strings.LastIndex(rest, " pid=")
+		if !found || at < 0 {
+			return e, part
 		}
-		ok = ok && found
+		pid, old, _ := strings.Cut(rest[at+len(" pid="):], " old_pid=")
+		thread, isPid := whole(pid)
+		e.Name = rest[:at]
+		e.Child, ok = whole(old)
+		ok = ok && isPid && thread == e.Thread
 	case "sched_process_exit":
-		e.Kind, ok = Exit, true
+		e.Kind = Exit
+		return e, yes
 	case "inet_sock_set_state":
 		e.Kind = Established
 		if strings.HasSuffix(fields, " newstate=TCP_LISTEN") {
 			e.Kind = Listen
 		}
-		e.Port, ok = lastNumber(fields, " sport=")
+		if e.Port, ok = lastNumber(fields, " sport="); !ok {
+			return e, no
+		}
+	default:
+		return e, no
 	}
-	return e, ok
+	if !ok {
+		return e, part
+	}
+	return e, yes
+}
+
+// childKey is the last key of a fork.
+const childKey = " child_pid="
+
+// whole reads one that is all of a text.
+func whole(s string) (int, bool) {
+	n, err := strconv.ParseInt(s, 10, 32)
+	return int(n), err == nil && n >= 0
 }
 
 // lastNumber reads the number behind the last one of a key.
@@ -118,8 +185,7 @@ func lastNumber(s, key string) (int, bool) {
 		return 0, false
 	}
 	s, _, _ = strings.Cut(s[at+len(key):], " ")
-	n, err := strconv.ParseInt(s, 10, 32)
-	return int(n), err == nil && n >= 0
+	return whole(s)
 }
 
 // Process is a program that ran, from its execution to the next one or its end.

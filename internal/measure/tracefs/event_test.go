@@ -1,6 +1,7 @@
 package tracefs
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -34,9 +35,9 @@ func TestParse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, ok := parse(tt.line)
-			if ok == tt.bad {
-				t.Fatalf("parsed: %v", ok)
+			got, is := parse(tt.line)
+			if (is != yes) != tt.bad {
+				t.Fatalf("parsed: %v", is)
 			}
 			if !tt.bad && got != tt.want {
 				t.Error(cmp.Diff(tt.want, got))
@@ -48,12 +49,61 @@ func TestParse(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("            node-4711    [001] d..21  1234.000567: sched_process_exec: filename=/usr/bin/node pid=4711 old_pid=4711")
 	f.Add("            node-42      [000] .....     2.500000: sys_accept4 -> 0x5")
-	f.Fuzz(func(t *testing.T, line string) {
-		e, ok := parse(line)
-		if ok && (e.Kind == 0 || e.At < 0 || e.Thread < 0 || e.Child < 0 || e.Port < 0) {
-			t.Errorf("%q gives %+v", line, e)
+	f.Fuzz(func(t *testing.T, text string) {
+		var j joiner
+		for line := range strings.SplitSeq(text, "\n") {
+			e, ok := j.take(line)
+			if ok && (e.Kind == 0 || e.At < 0 || e.Thread < 0 || e.Child < 0 || e.Port < 0) {
+				t.Errorf("%q gives %+v", line, e)
+			}
+			if len(j.text) > maxJoined {
+				t.Errorf("%d bytes are kept", len(j.text))
+			}
 		}
 	})
+}
+
+// TestJoin: programs whose names have ends of lines in them, also such as look like events.
+func TestJoin(t *testing.T) {
+	const text = `            node-4711    [001] d..21  1.000000: sched_process_exec: filename=/a
+            evil-4711    [001] ...11  1.000000: inet_sock_set_state: sport=80 newstate=TCP_LISTEN
+b pid=4711 old_pid=4711
+           a
+b c-4711    [001] d..21  2.000000: sched_process_fork: comm=a
+b pid=4711 child_comm=a
+b child_pid=4712
+           a
+b c-4712    [001] d..21  3.000000: sched_process_exit: comm=a
+b pid=4712 prio=120 group_dead=true
+            true-43      [000] d..21  4.000000: sched_process_exit: comm=true pid=43 prio=120 group_dead=true
+no event
+            node-4711    [001] d..21  5.000000: sched_process_exec: filename=/c pid=4711 old_pid=4711`
+	var got []Event
+	var j joiner
+	for line := range strings.SplitSeq(text, "\n") {
+		if e, ok := j.take(line); ok {
+			got = append(got, e)
+		}
+	}
+	want := []Event{
+		{At: time.Second, Kind: Exec, Thread: 4711, Child: 4711, Name: "/a\n            evil-4711    [001] ...11  1.000000: inet_sock_set_state: sport=80 newstate=TCP_LISTEN\nb"},
+		{At: 2 * time.Second, Kind: Fork, Thread: 4711, Child: 4712},
+		{At: 3 * time.Second, Kind: Exit, Thread: 4712},
+		{At: 4 * time.Second, Kind: Exit, Thread: 43},
+		{At: 5 * time.Second, Kind: Exec, Thread: 4711, Child: 4711, Name: "/c"},
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	for range 10_000 { // what never becomes one is let go of
+		j.take(strings.Repeat("x", 100))
+	}
+	if len(j.text) > maxJoined {
+		t.Errorf("%d bytes are kept", len(j.text))
+	}
+	if _, ok := j.take("            true-43      [000] d..21  4.000000: sched_process_exit: comm=true pid=43"); !ok {
+		t.Error("no event after that")
+	}
 }
 
 // TestFollow: threads, a thread that becomes its process, a number that came again,

@@ -70,6 +70,7 @@ type Instance struct {
 
 	mu   sync.Mutex // guards what follows
 	rest []byte     // of a line
+	join joiner
 	all  []Event
 }
 
@@ -240,7 +241,7 @@ func (in *Instance) take(line string) {
 		in.incomplete.Store(true)
 		return
 	}
-	e, ok := parse(line)
+	e, ok := in.join.take(line)
 	if !ok {
 		return
 	}
