@@ -7,17 +7,19 @@ import (
 	"unicode"
 )
 
-// Limits of a record.
+// MaxSubjects is how many subjects a record has at most.
+const MaxSubjects = 256
+
+// Limits of what a record has.
 const (
-	maxSubjects = 256
-	maxRuns     = 10_000    // of a subject
-	maxFiles    = 500_000   // of a subject
-	maxItems    = 200_000   // of a list of a run
-	maxFew      = 1024      // phases, events, routes, labels, signals, layers, warnings, ticks, words of a command
-	maxAll      = 2 << 20   // of all lists of a record together
-	maxText     = 128 << 10 // as Linux has it for a word of a command
-	maxMs       = 1e10      // 115 days
-	maxNumber   = 1 << 53
+	maxRuns   = 10_000    // of a subject
+	maxFiles  = 500_000   // of a subject
+	maxItems  = 200_000   // of a list of a run
+	maxFew    = 1024      // phases, events, routes, labels, signals, layers, warnings, ticks, words of a command
+	maxAll    = 2 << 20   // of all lists of a record together
+	maxText   = 128 << 10 // as Linux has it for a word of a command
+	maxMs     = 1e10      // 115 days
+	maxNumber = 1 << 53
 )
 
 // Check reports the first thing in a record that it may not have: another version, IDs
@@ -157,7 +159,7 @@ func (c *checker) record(r *Record) {
 	})
 	each(c, "warnings", r.Warnings, maxFew, func(s *string) { c.text("it", *s) })
 	seen := map[string]bool{}
-	each(c, "subjects", r.Subjects, maxSubjects, func(s *Subject) {
+	each(c, "subjects", r.Subjects, MaxSubjects, func(s *Subject) {
 		if s.Name == "" || seen[s.Name] {
 			c.fail("name %.100q is missing, or another subject has it", s.Name)
 		}

@@ -219,12 +219,18 @@ func (g *Grouped) Subject(key string, like profile.Subject) *profile.Subject {
 	return &like
 }
 
-// Record returns what was collected, each subject's runs by time.
+// Record returns what was collected, each subject's runs by time. Of more subjects than a
+// record has it leaves out those that came last, and warns of it.
 func (g *Grouped) Record(source string) *profile.Record {
 	r := &profile.Record{Version: profile.Version, Source: source, Subjects: []profile.Subject{}}
+	left := 0
 	for _, key := range g.order {
 		s := g.byKey[key]
 		if len(s.Runs) == 0 {
+			continue
+		}
+		if len(r.Subjects) == profile.MaxSubjects {
+			left++
 			continue
 		}
 		slices.SortStableFunc(s.Runs, func(a, b profile.Run) int { return a.Begun.Compare(b.Begun) })
@@ -240,6 +246,9 @@ func (g *Grouped) Record(source string) *profile.Record {
 			}
 		}
 		r.Subjects = append(r.Subjects, *s)
+	}
+	if left > 0 {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("starts of %d more are left out: a record has %d at most", left, profile.MaxSubjects))
 	}
 	return r
 }
