@@ -99,6 +99,16 @@ func (s *Subject) prove() (*profile.Coldness, error) {
 	return c, nil
 }
 
+// cacheDrops is how often the machine's page cache was dropped by hand since boot;
+// negative where the kernel does not count that.
+func cacheDrops() int64 {
+	n, ok := readStat("/proc/vmstat")["drop_pagecache"]
+	if !ok {
+		return -1
+	}
+	return n
+}
+
 // imageFlags are those of a start. An image that is here has its index here too,
 // whatever was to be done without one.
 func (s *Subject) imageFlags() []string {

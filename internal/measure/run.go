@@ -312,6 +312,9 @@ func (m *measurement) finish() {
 // measurement is called noisy.
 const noisyWidth = 0.10
 
+// warningsShown is how many warnings of its runs a subject repeats.
+const warningsShown = 5
+
 // warnings says what speaks against a subject's figures.
 func warnings(s *profile.Subject) []string {
 	var all []string
@@ -326,6 +329,17 @@ func warnings(s *profile.Subject) []string {
 		warn("%d of %d runs failed", failed, len(s.Runs))
 	}
 	st := profile.Summarize(totals(s))
+	said := 0
+	for i := range s.Runs {
+		for _, text := range s.Runs[i].Warnings {
+			if said++; said <= warningsShown {
+				warn("run %d: %s", i+1, text)
+			}
+		}
+	}
+	if said > warningsShown {
+		warn("%d more such warnings are with its runs", said-warningsShown)
+	}
 	for _, i := range st.Outliers {
 		warn("run %d is an outlier: %.0f ms, and the median is %.0f ms", i+1, totals(s)[i], st.P50)
 	}

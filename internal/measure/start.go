@@ -73,6 +73,7 @@ type started struct {
 	pages   *pages
 	// waitPaths are the files that each of the run's waits may have been for.
 	waitPaths [][]string
+	drops     int64         // of the page cache, since boot, before it was asked for; negative: not known
 	created   chan struct{} // closed when pid is known
 	followed  chan struct{} // closed when follow has ended; nil: it was not begun
 
@@ -104,6 +105,7 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 	st.cmd.ExtraFiles = []*os.File{other}
 	st.cmd.Stderr, st.cmd.WaitDelay = st.stderr, endPatience
 	st.target = o.Target()
+	st.drops = cacheDrops()
 	st.begun, st.zero = time.Now(), clock.Now()
 	if err := st.cmd.Start(); err != nil {
 		conn.Close()
@@ -315,6 +317,9 @@ func (st *started) fill(ctx context.Context, run *profile.Run) {
 	st.nameWaits(run)
 	if off := st.clockSet(); off.Abs() > clockSlack {
 		run.Warnings = append(run.Warnings, fmt.Sprintf("the machine's clock was set by %v meanwhile: what thaw's daemon says of this run is off", off.Round(time.Millisecond)))
+	}
+	if n := cacheDrops() - st.drops; st.drops >= 0 && n > 0 {
+		run.Warnings = append(run.Warnings, "somebody dropped the machine's page cache meanwhile: bytes are too small, and it was colder than it was to be")
 	}
 	profile.Derive(run)
 }
