@@ -38,19 +38,18 @@ func (o *Observer) Close() error {
 	return o.trace.Close()
 }
 
-// pause stops tracing, for a start that nothing is to look at.
-func (o *Observer) pause() error {
+// pause ends tracing, for a start that nothing is to look at: what is switched on costs
+// something also where nobody reads it. What it returns begins again.
+func (o *Observer) pause() (resume func() error, err error) {
 	if o.trace == nil {
-		return nil
+		return func() error { return nil }, nil
 	}
-	return o.trace.Pause()
-}
-
-func (o *Observer) resume() error {
-	if o.trace == nil {
-		return nil
-	}
-	return o.trace.Resume()
+	err = o.trace.Close()
+	o.trace, o.traceErr = nil, errors.New("paused")
+	return func() error {
+		o.trace, o.traceErr = tracefs.Start()
+		return o.traceErr
+	}, err
 }
 
 // Forget lets go of what was seen before a time, of the monotonic clock. Who observes for
@@ -112,6 +111,15 @@ func (t *Target) ListenAt(port int) {
 func (t *Target) startPoll() {
 	if t.observer.trace == nil && t.polls == nil && t.pid > 0 && t.port > 0 && !t.closed {
 		t.polls = pollListen(t.pid, t.port)
+	}
+}
+
+// Exact has opens from now on be seen at once; see [opens.Watcher.Exact].
+func (t *Target) Exact() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.files != nil {
+		t.files.Exact()
 	}
 }
 
@@ -183,10 +191,12 @@ func (t *Target) Fill(run *profile.Run, zero time.Duration) {
 		}
 		run.Processes = append(run.Processes, one)
 	}
+	last := time.Duration(0)
 	for _, o := range t.Opens() {
-		if o.Exec && o.At < f.Executed { // the program, and its loader: executed is after they were opened
-			o.At = f.Executed
+		if o.Exec { // the program, and its loader: executed is after they were opened
+			last = max(last, f.Executed)
 		}
+		o.At = max(o.At, last) // their order is known better than their times
 		run.Reads = append(run.Reads, profile.Read{Path: path.Clean(o.Path), AtMs: since(zero, o.At)})
 	}
 }

@@ -2,6 +2,7 @@ package measure
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -31,7 +32,7 @@ func TestProber(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.Denied < 3 || a.At < before || a.At > clock.Now() {
+	if a.Denied < 3 || a.At < before || a.At > clock.Now() || a.Reached < before || a.Reached >= a.At || a.Late != 0 {
 		t.Errorf("answer %+v", a)
 	}
 	port := s.Listener.Addr().(*net.TCPAddr).Port
@@ -56,6 +57,53 @@ func TestProberRefused(t *testing.T) {
 	if a, err := (Prober{Target: fmt.Sprintf("tcp:%d", port)}).Wait(ctx); err == nil || a.Probes == 0 {
 		t.Errorf("%+v, %v", a, err)
 	}
+}
+
+// TestProberReached: it says when somebody listened, and until when nobody did.
+func TestProberReached(t *testing.T) {
+	for range 20 { // the prober may come to its first probe too late to be refused
+		listened, a := reach(t)
+		if a.At <= a.Reached || a.Reached-a.Late > listened {
+			t.Fatalf("listened at %v: %+v", listened, a)
+		}
+		if a.Late > 0 {
+			return
+		}
+	}
+	t.Error("no probe was refused")
+}
+
+// reach probes a server that listens some time later, and says when.
+func reach(t *testing.T) (listened time.Duration, a Answer) {
+	t.Helper()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	s.Listener.Close()
+	done := make(chan error, 1)
+	go func() {
+		for range 100 {
+			if c, err := net.Dial("tcp", addr); err == nil {
+				c.Close()
+			}
+		}
+		l, err := net.Listen("tcp", addr)
+		if err == nil {
+			s.Listener, listened = l, clock.Now()
+			s.Start()
+		}
+		done <- err
+	}()
+	a, err = Prober{Target: "http://" + addr}.Wait(t.Context())
+	if err := errors.Join(err, <-done); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	return listened, a
 }
 
 func TestProberPort(t *testing.T) {

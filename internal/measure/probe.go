@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"os"
 	"runtime"
 	"strconv"
 	"strings"
@@ -20,10 +22,12 @@ import (
 )
 
 const (
-	// probeEvery is the time between two probes of a server that takes connections,
-	// and probeRefused between two of one that does not yet.
+	// probeEvery is the time between two probes of a server that takes connections. One that
+	// does not yet is probed every probeRefused, or, if that is more, every 1/probeShare of the
+	// time since the first probe.
 	probeEvery   = 10 * time.Millisecond
 	probeRefused = 2 * time.Millisecond
+	probeShare   = 200
 	// probeTimeout bounds one probe. One that hangs does not keep another from being
 	// made, up to probesAtOnce.
 	probeTimeout = 10 * time.Second
@@ -67,28 +71,30 @@ func (p Prober) address() string {
 
 // Answer is a probe that was good.
 type Answer struct {
-	At     time.Duration // when it was answered, of the monotonic clock
-	Probes int           // that were made
-	Denied int           // that were answered, but not well
+	At time.Duration // when it was answered, of the monotonic clock
+	// Reached is when a probe had a connection, the first one that was not refused: by then
+	// it listened, and Late before it did not, unless that is 0.
+	Reached, Late time.Duration
+
+	Probes int // that were made
+	Denied int // that were answered, but not well
 }
 
 // Wait probes until the answer is good, and returns the context's error when that ends
 // first.
 func (p Prober) Wait(ctx context.Context) (Answer, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	type result struct {
-		at  time.Duration
-		err error
-	}
-	results := make(chan result, probesAtOnce)
+	results := make(chan probe, probesAtOnce)
 	out, last := Answer{}, error(nil)
-	running := 0
+	running, refused := 0, time.Duration(0)
 	defer func() {
 		cancel()
 		for ; running > 0; running-- {
 			<-results
 		}
 	}()
+	at, begun := p.here(), clock.Now()
+	again := func() time.Duration { return min(max(probeRefused, (clock.Now()-begun)/probeShare), probeEvery) }
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -100,16 +106,27 @@ func (p Prober) Wait(ctx context.Context) (Answer, error) {
 			if running == probesAtOnce {
 				continue
 			}
-			running++
 			out.Probes++
-			go func() {
-				at, err := p.once(ctx)
-				results <- result{at, err}
-			}()
+			r := probe{begun: clock.Now()}
+			if at != nil && out.Reached == 0 && running == 0 {
+				if r.conn, last = knock(at); last != nil {
+					refused = r.begun
+					timer.Reset(again())
+					continue
+				}
+			}
+			running++
+			go func() { results <- p.once(ctx, r) }()
 		case r := <-results:
 			running--
+			if r.connected > 0 && out.Reached == 0 {
+				out.Reached = r.connected
+				if refused > 0 {
+					out.Late = max(0, r.connected-refused)
+				}
+			}
 			if r.err == nil {
-				out.At = r.at
+				out.At = r.answered
 				return out, nil
 			}
 			last = r.err
@@ -117,7 +134,8 @@ func (p Prober) Wait(ctx context.Context) (Answer, error) {
 			if errors.As(r.err, &denied) {
 				out.Denied++
 			} else if errors.Is(r.err, unix.ECONNREFUSED) {
-				timer.Reset(probeRefused)
+				refused = r.begun
+				timer.Reset(again())
 			}
 		}
 	}
@@ -128,22 +146,90 @@ type statusError string
 
 func (e statusError) Error() string { return string(e) }
 
-// once makes one probe.
-func (p Prober) once(ctx context.Context) (time.Duration, error) {
+// probe is one of them: when it began, when it had a connection, when an answer.
+type probe struct {
+	begun, connected, answered time.Duration
+	conn                       net.Conn // nil: it has none yet
+	err                        error
+}
+
+// once makes one probe, or what is left of it.
+func (p Prober) once(ctx context.Context, r probe) probe {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	if strings.HasPrefix(p.Target, "tcp:") {
-		c, err := p.dial(ctx)
-		if err != nil {
-			return 0, err
+	if r.conn == nil {
+		if r.conn, r.err = p.dial(ctx); r.err != nil {
+			return r
 		}
-		return clock.Now(), c.Close()
 	}
+	defer r.conn.Close()
+	r.connected = clock.Now()
+	if strings.HasPrefix(p.Target, "tcp:") {
+		r.answered = r.connected
+		return r
+	}
+	r.answered, r.err = p.get(ctx, r.conn)
+	return r
+}
+
+// here is the target's address if it needs no looking up, and no other network; nil
+// otherwise.
+func (p Prober) here() unix.Sockaddr {
+	at, err := netip.ParseAddrPort(p.address())
+	switch {
+	case err != nil || p.Pid != 0 || at.Addr().Zone() != "":
+		return nil
+	case at.Addr().Is4():
+		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
+}
+
+// knock makes a connection, if it can be told at once whether there is one: most probes
+// find nobody who listens, and are not to hold up a program that is starting. The error
+// is that it was refused. Without either it is to be dialled.
+func knock(at unix.Sockaddr) (net.Conn, error) {
+	family := unix.AF_INET
+	if _, is6 := at.(*unix.SockaddrInet6); is6 {
+		family = unix.AF_INET6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil
+	}
+	f := os.NewFile(uintptr(fd), "connection")
+	defer f.Close() // the connection has its own
+	if err = unix.Connect(fd, at); errors.Is(err, unix.EINPROGRESS) {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, _ := unix.Poll(fds, 0); n == 1 {
+			errno, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+			err = unix.Errno(errno)
+		}
+	}
+	if errors.Is(err, unix.ECONNREFUSED) {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: err}
+	}
+	if err != nil && err != unix.Errno(0) {
+		return nil, nil
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, nil
+	}
+	if conn.LocalAddr().String() == conn.RemoteAddr().String() { // with itself, by chance
+		conn.Close()
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: unix.ECONNREFUSED}
+	}
+	return conn, nil
+}
+
+// get makes a probe's request over its connection, and returns when it was answered.
+func (p Prober) get(ctx context.Context, conn net.Conn) (time.Duration, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.Target, nil)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := p.client().Do(req)
+	resp, err := client(func(context.Context) (net.Conn, error) { return conn, nil }).Do(req)
 	if err != nil {
 		return 0, err
 	}
@@ -157,10 +243,10 @@ func (p Prober) once(ctx context.Context) (time.Duration, error) {
 }
 
 // client makes each request over a connection of its own.
-func (p Prober) client() *http.Client {
+func client(dial func(ctx context.Context) (net.Conn, error)) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return p.dial(ctx) },
+			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 			DisableKeepAlives: true,
 			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // a probe, as the kubelet's
 		},
@@ -217,9 +303,9 @@ func (p Prober) Request(ctx context.Context, method, url string) (begun, ended t
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	client := p.client()
+	c := client(p.dial)
 	begun = clock.Now()
-	resp, err := client.Do(req)
+	resp, err := c.Do(req)
 	if err != nil {
 		return begun, clock.Now(), 0, err
 	}

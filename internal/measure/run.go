@@ -207,10 +207,11 @@ func (m *measurement) observe(ctx context.Context, s *Subject, to *profile.Subje
 		return nil, err
 	}
 	if s.Unobserved {
-		if err := m.observer.pause(); err != nil {
-			return nil, errors.Join(err, backed.Close())
+		resume, err2 := m.observer.pause()
+		defer func() { err = errors.Join(err, resume()) }()
+		if err2 != nil {
+			return nil, errors.Join(err2, backed.Close())
 		}
-		defer func() { err = errors.Join(err, m.observer.resume()) }()
 	}
 	st, err := s.start(ctx, m.observer)
 	if err == nil {

@@ -263,7 +263,9 @@ func (st *started) measure(ctx context.Context) (*profile.Run, error) {
 	if answer.Denied > 0 {
 		ready.Detail += fmt.Sprintf(", after %d answers that were not good", answer.Denied)
 	}
-	run.Events = append(run.Events, ready)
+	reached := profile.Event{Name: profile.EventReached, AtMs: since(st.zero, answer.Reached), Source: profile.SignalProbe, Confidence: profile.Measured, PrecisionMs: milliseconds(answer.Late)}
+	run.Events = append(run.Events, reached, ready)
+	st.target.Exact() // for what requests open
 	run.Cost = st.cost(ctx, run)
 	needed := st.pages.look(st.paths())
 	if run.Cost != nil {

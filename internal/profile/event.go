@@ -12,6 +12,7 @@ const (
 	EventDepStart     = "dep_start"     // first open of what it loads
 	EventDepEnd       = "dep_end"       // the burst of opens is over
 	EventListen       = "listen"        // its port takes connections
+	EventReached      = "reached"       // a probe had a connection: by then it listened
 	EventAccept       = "accept"        // it takes the first of them: later than listen where a parent listens for workers
 	EventReady        = "ready"         // first good answer
 	EventHealthy      = "healthy"       // the orchestrator knows
@@ -23,7 +24,7 @@ const (
 
 // Events lists them in the order of a start.
 var Events = []string{EventRequested, EventScheduled, EventConnected, EventPullStart, EventPullEnd, EventCreated, EventStarted, EventDepStart, EventDepEnd,
-	EventListen, EventAccept, EventReady, EventHealthy, EventLBHealthy, EventFirstRequest, EventSteady, EventHydrated}
+	EventListen, EventReached, EventAccept, EventReady, EventHealthy, EventLBHealthy, EventFirstRequest, EventSteady, EventHydrated}
 
 // Confidence in an event or a phase.
 const (

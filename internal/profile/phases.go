@@ -105,9 +105,10 @@ func (r *Run) first(names []string) *Event {
 }
 
 // upEvent ends bootstrap: listening, or, where connections had to wait for a worker
-// while its parent listened, taking the first of them.
+// while its parent listened, taking the first of them. Where nobody saw it listen it
+// did by when it was reached.
 func (r *Run) upEvent() *Event {
-	listen, accept := r.Event(EventListen), r.Event(EventAccept)
+	listen, accept := r.first([]string{EventListen, EventReached}), r.Event(EventAccept)
 	if accept != nil && (listen == nil || accept.WaitedMs > backlogMs && accept.AtMs > listen.AtMs) {
 		return accept
 	}

@@ -119,6 +119,7 @@ func (f *follower) observe(ctx context.Context, mounted <-chan string) bool {
 					if err != nil {
 						return // it is over
 					}
+					f.target.Exact()
 					answers <- a
 					if f.prober.Ask(ctx, &f.asked, 0, f.w.opts.Routes, f.w.opts.Repeat) == nil {
 						replied <- struct{}{}

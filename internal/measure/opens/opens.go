@@ -2,7 +2,12 @@
 // namespace, by fanotify: all of a container's, whose root is an overlay of its own.
 //
 // It sees names and times, not what is read. The kernel keeps the events until they
-// are read, and they have no times: a thread of high priority reads them at once.
+// are read, in their order, and they have no times. Reading each at once would tell its
+// time, but a program that opens thousands of files would have this process wake up,
+// and take a processor from it, for each. So while files are being opened a thread of
+// high priority reads what there is every two milliseconds: what it reads together is
+// spread over the time since it read before, and so known to two milliseconds. The
+// first open after none for a while is read at once, and so are all after [Watcher.Exact].
 // What is on other file systems, such as bind mounts, is not seen. Needs root.
 package opens
 
@@ -17,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -37,6 +43,10 @@ const maxOpens = 1 << 17
 // readBytes is the buffer for events, of 24 bytes each.
 const readBytes = 64 << 10
 
+// Batch is how long opens are left in the kernel's queue, and how far their times may
+// be off.
+const Batch = 2 * time.Millisecond
+
 // Watcher watches a file system.
 type Watcher struct {
 	dir   string // where this process sees the file system
@@ -44,7 +54,12 @@ type Watcher struct {
 	stop  int    // eventfd
 	done  chan struct{}
 
-	mu         sync.Mutex // guards what follows
+	mu         sync.Mutex // guards what follows, and reading
+	closed     bool
+	exact      bool
+	buf        []byte
+	emptied    time.Duration // when all had been read
+	batches    int           // that were read
 	seen       map[string]bool
 	all        []Open
 	incomplete string // why
@@ -68,7 +83,8 @@ func Watch(dir string) (*Watcher, error) {
 		unix.Close(group)
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	w := &Watcher{dir: filepath.Clean(dir), group: group, stop: stop, done: make(chan struct{}), seen: map[string]bool{}}
+	w := &Watcher{dir: filepath.Clean(dir), group: group, stop: stop, done: make(chan struct{}),
+		buf: make([]byte, readBytes), emptied: clock.Now(), seen: map[string]bool{}}
 	go w.follow()
 	return w, nil
 }
@@ -78,18 +94,26 @@ func (w *Watcher) follow() {
 	defer close(w.done)
 	runtime.LockOSThread() // and never unlocked: the thread ends, with its priority
 	hurry()
-	buf := make([]byte, readBytes)
-	fds := []unix.PollFd{{Fd: int32(w.group), Events: unix.POLLIN}, {Fd: int32(w.stop), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(w.stop), Events: unix.POLLIN}, {Fd: int32(w.group), Events: unix.POLLIN}}
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 			w.fail(os.NewSyscallError("poll", err))
 			return
 		}
-		w.drain(buf)
-		if fds[1].Revents != 0 {
+		for w.drain() {
+			rest()
+		}
+		if fds[0].Revents != 0 {
 			return
 		}
 	}
+}
+
+// rest lets a batch of opens come together. Go's scheduler is not told that this thread
+// sleeps: it would wake up others for it, three times as often as this one.
+func rest() {
+	t := unix.NsecToTimespec(int64(Batch))
+	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&t)), 0, 0) // EINTR: then it is a little less
 }
 
 // hurry gives this thread priority over those that are not real-time: it takes
@@ -99,21 +123,57 @@ func hurry() {
 	_ = unix.SchedSetAttr(0, &attr, 0)
 }
 
-// drain reads what there is.
-func (w *Watcher) drain(buf []byte) {
+// Exact has opens from now on be read at once: their times are right to some ten
+// microseconds, at the price of holding up the program.
+func (w *Watcher) Exact() {
+	w.drain()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.exact = true
+}
+
+// event is one of the kernel's.
+type event struct {
+	mask    uint64
+	fd, pid int32
+}
+
+// drain reads what there is, and reports whether more may come that is to be left in the
+// queue for a while.
+func (w *Watcher) drain() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return false
+	}
+	var events []event
 	for {
-		n, err := unix.Read(w.group, buf)
+		n, err := unix.Read(w.group, w.buf)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		if err != nil || n <= 0 {
-			if err != nil && !errors.Is(err, unix.EAGAIN) {
-				w.fail(os.NewSyscallError("read", err))
-			}
-			return
+		if err == nil && n > 0 {
+			err = parse(w.buf[:n], func(mask uint64, fd, pid int32) { events = append(events, event{mask, fd, pid}) })
 		}
-		w.take(buf[:n], clock.Now())
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			w.incomplete = os.NewSyscallError("read", err).Error()
+		}
+		if err != nil || n <= 0 {
+			break
+		}
 	}
+	if len(events) == 0 {
+		w.emptied = clock.Now()
+		return false
+	}
+	w.batches++
+	now, from := clock.Now(), w.emptied
+	if w.exact {
+		from = now
+	}
+	w.take(events, max(from, now-Batch), now)
+	w.emptied = now
+	return !w.exact
 }
 
 func (w *Watcher) fail(err error) {
@@ -122,34 +182,30 @@ func (w *Watcher) fail(err error) {
 	w.incomplete = err.Error()
 }
 
-// take notes events that were read at a time, and closes their descriptors.
-func (w *Watcher) take(b []byte, at time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	err := parse(b, func(mask uint64, fd, pid int32) {
-		if mask&unix.FAN_Q_OVERFLOW != 0 {
+// take notes events of a time, and closes their descriptors. Called with mu held.
+func (w *Watcher) take(events []event, from, to time.Duration) {
+	for i, e := range events {
+		if e.mask&unix.FAN_Q_OVERFLOW != 0 {
 			w.incomplete = "the kernel's queue overflowed"
 		}
-		if fd < 0 {
-			return
+		if e.fd < 0 {
+			continue
 		}
-		path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(fd)))
-		unix.Close(int(fd))
+		path, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(int(e.fd)))
+		unix.Close(int(e.fd))
 		if rest, here := strings.CutPrefix(path, w.dir+"/"); here {
 			path = "/" + rest // before the runtime made it the container's root
 		}
 		if err != nil || !strings.HasPrefix(path, "/") || strings.HasSuffix(path, " (deleted)") || w.seen[path] {
-			return
+			continue
 		}
 		if len(w.all) >= maxOpens {
 			w.incomplete = fmt.Sprintf("more than %d files were opened", maxOpens)
-			return
+			continue
 		}
 		w.seen[path] = true
-		w.all = append(w.all, Open{Path: path, At: at, Pid: int(pid), Exec: mask&unix.FAN_OPEN_EXEC != 0})
-	})
-	if err != nil {
-		w.incomplete = err.Error()
+		at := from + (to-from)*time.Duration(i+1)/time.Duration(len(events)) // the last one may be what was waited for
+		w.all = append(w.all, Open{Path: path, At: at, Pid: int(e.pid), Exec: e.mask&unix.FAN_OPEN_EXEC != 0})
 	}
 }
 
@@ -173,6 +229,7 @@ func parse(b []byte, fn func(mask uint64, fd, pid int32)) error {
 
 // Opens returns the files that were opened so far, in the order of their first opens.
 func (w *Watcher) Opens() []Open {
+	w.drain()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append([]Open{}, w.all...)
@@ -193,6 +250,9 @@ func (w *Watcher) Close() error {
 		return os.NewSyscallError("write", err)
 	}
 	<-w.done
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
 	unix.Close(w.stop)
 	return os.NewSyscallError("close", unix.Close(w.group))
 }

@@ -1,9 +1,11 @@
 package opens
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,15 +69,16 @@ func TestWatch(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	paths := map[string]bool{}
+	paths, seen := map[string]bool{}, map[string]bool{} // the namespace may be gone, and its place with it
 	last := before
 	if all := w.Opens(); len(all) > 0 && all[len(all)-1].Path != "/late" {
 		t.Errorf("the last one is %s", all[len(all)-1].Path)
 	}
 	for _, o := range w.Opens() {
-		if _, again := paths[filepath.Base(o.Path)]; again {
+		if seen[o.Path] {
 			t.Errorf("%s is there twice", o.Path)
 		}
+		seen[o.Path] = true
 		paths[filepath.Base(o.Path)] = o.Exec
 		if o.At < last || o.At > after+time.Second {
 			t.Errorf("%s was opened at %v, not between %v and %v", o.Path, o.At, last, after)
@@ -87,6 +90,56 @@ func TestWatch(t *testing.T) {
 	}
 	if why := w.Incomplete(); why != "" {
 		t.Error(why)
+	}
+}
+
+// TestBatch: a program that opens file after file is not interrupted for each. They are
+// seen in their order; and once times are to be exact, at those.
+func TestBatch(t *testing.T) {
+	testenv.NeedRoot(t)
+	root := overlay(t)
+	var names []string
+	for i := range 3000 {
+		name := fmt.Sprintf("f%04d", i)
+		if err := os.WriteFile(filepath.Join(root, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	w, err := Watch(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	program := exec.Command("sh", "-c", `while read -r f; do : < "$f"; done`)
+	program.Dir, program.Stdin = root, strings.NewReader(strings.Join(names, "\n")+"\n")
+	begun := clock.Now()
+	if out, err := program.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	took := clock.Now() - begun
+	all := w.Opens()
+	if most := 20 + 3*int(took/Batch); w.batches > most {
+		t.Errorf("%d files were opened in %v, and they were read in %d batches, more than %d", len(names), took, w.batches, most)
+	}
+	if len(all) != len(names) {
+		t.Fatalf("%d opens of %d", len(all), len(names))
+	}
+	for i, o := range all {
+		if o.Path != "/"+names[i] || o.At < begun-Batch || i > 0 && o.At < all[i-1].At {
+			t.Fatalf("open %d is of %s at %v", i, o.Path, o.At)
+		}
+	}
+	w.Exact()
+	for _, name := range []string{"data", "late"} {
+		at := clock.Now()
+		if _, err := os.ReadFile(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+		all = w.Opens()
+		if o := all[len(all)-1]; o.Path != "/"+name || o.At < at {
+			t.Errorf("%s was opened at %v: %+v", name, at, o)
+		}
 	}
 }
 

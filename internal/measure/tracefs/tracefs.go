@@ -38,7 +38,7 @@ const (
 	bufferKiB, mostKiB, leastKiB = 64 << 10, 4096, 256
 	// pause between two looks into the buffer. Events have their time from the
 	// kernel, so nothing needs to be woken for them.
-	pause = 50 * time.Millisecond
+	pause = 250 * time.Millisecond
 	// maxEvents bounds what is kept, to some 100 MB.
 	maxEvents = 1 << 20
 )
@@ -277,12 +277,6 @@ func (in *Instance) Incomplete() bool { return in.incomplete.Load() }
 
 // Accepts reports whether accepted connections are among the events.
 func (in *Instance) Accepts() bool { return in.accepts }
-
-// Pause stops tracing until Resume; what happens meanwhile is not seen.
-func (in *Instance) Pause() error { return in.write("tracing_on", "0") }
-
-// Resume goes on.
-func (in *Instance) Resume() error { return in.write("tracing_on", "1") }
 
 // Close ends the trace and removes it.
 func (in *Instance) Close() error {
