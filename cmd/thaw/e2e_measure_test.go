@@ -313,9 +313,21 @@ func TestMeasureEnds(t *testing.T) {
 	if !p.err.wait("nginx 1/50", p.done) {
 		t.Fatalf("no run: %s", p.err)
 	}
+	p.signal(unix.SIGINT) // what was measured until then is not lost
+	r := p.wait()
+	if r.code != exitInterrupted || !strings.Contains(r.stdout, "warning: cut short in run") || !strings.Contains(r.stderr, "thaw: interrupted") {
+		t.Errorf("interrupted: %v", r)
+	}
+	n.measureLeft()
+	kept := n.thaw("runs", "show", "last", "--json")
+	if !strings.Contains(kept, `: interrupted"`) {
+		t.Errorf("kept: %s", kept)
+	}
+	p = n.start(n.measureArgs("nginx", "/ready", "--net", "none", "--mode", "no-index", "--runs", "50")...)
+	n.eventually("its daemon is there", func() bool { return len(n.pids(" daemon ")) > 0 })
 	p.signal(unix.SIGINT)
 	if r := p.wait(); r.code != exitInterrupted || r.stdout != "" {
-		t.Errorf("interrupted: %v", r)
+		t.Errorf("interrupted before there was anything: %v", r)
 	}
 	n.measureLeft()
 
@@ -454,10 +466,23 @@ func TestMeasureOverhead(t *testing.T) {
 	n := newNode(t)
 	rec := n.measured(n.start(n.measureArgs("node", "/health/ready", "--net", "none", "--mode", "no-index", "--cold", "L2", "--runs", "5", "--overhead", "--json")...),
 		"node 1/5", "node unobserved 3/5", "node unobserved 5/5")
-	c := profile.CompareSubjects(&rec.Subjects[1], &rec.Subjects[0])
-	total := c.Measure(profile.MeasureTotal)
-	t.Logf("unobserved %.0f ms, observed %.0f ms: %s", total.A.P50, total.B.P50, total.Verdict)
-	if p := rec.Subjects[1].Runs[0].Phase(profile.PhaseDependencyLoad); p.Ms != nil {
+	for i := range rec.Subjects {
+		for k := range rec.Subjects[i].Runs {
+			r := &rec.Subjects[i].Runs[k]
+			reached := r.Event(profile.EventReached)
+			if reached == nil || reached.Source != profile.SignalProbe || reached.AtMs > *r.TotalMs {
+				t.Fatalf("run %d of %s was reached: %+v", k+1, rec.Subjects[i].Name, reached)
+			}
+			if listen := r.Event(profile.EventListen); i == 0 && (listen == nil || listen.AtMs > reached.AtMs || listen.AtMs < reached.AtMs-reached.PrecisionMs-1) || i == 1 && listen != nil {
+				t.Errorf("run %d of %s: listening %+v, reached %+v", k+1, rec.Subjects[i].Name, listen, reached)
+			}
+		}
+	}
+	as, bs := paired(&rec.Subjects[1], &rec.Subjects[0], profile.EventReached)
+	pairs, _ := profile.ComparePairs(as, bs)
+	t.Logf("to listen %.0f ms unobserved, %.0f ms observed: %+v", profile.Percentile(as, 0.5), profile.Percentile(bs, 0.5), pairs)
+	unobserved := &rec.Subjects[1].Runs[0]
+	if p := unobserved.Phase(profile.PhaseDependencyLoad); p.Ms != nil || len(unobserved.Reads)+len(unobserved.Processes) > 0 {
 		t.Errorf("unobserved, and dependencies are known: %+v", p)
 	}
 	startKnown(t, &rec.Subjects[0].Runs[0])

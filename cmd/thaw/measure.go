@@ -361,13 +361,28 @@ func runMeasure(cmd *cobra.Command, g *globalOptions, opts *measureOptions) (err
 	show := newMeasureProgress(cmd.ErrOrStderr(), opts.quiet)
 	record, err := measure.Run(cmd.Context(), measure.Options{Subjects: subjects, Runs: runs, Progress: show.run})
 	show.clear()
+	var cut error
 	if err != nil {
-		return measureError(cmd.Context(), err)
+		cut = measureError(cmd.Context(), err)
+		if record == nil || !slices.ContainsFunc(record.Subjects, hasGood) {
+			return cut
+		}
+		opts.judgment = nil // of fewer runs than were wanted nothing passes
+		cmd.SetContext(context.WithoutCancel(cmd.Context()))
 	}
 	if err := m.complete(record); err != nil {
-		return err
+		return errors.Join(cut, err)
 	}
-	return opts.finish(cmd, g, record)
+	err = opts.finish(cmd, g, record)
+	if cut != nil {
+		return cut // whatever else is wrong with it
+	}
+	return err
+}
+
+// hasGood reports whether any run of a subject went well.
+func hasGood(s profile.Subject) bool {
+	return slices.ContainsFunc(s.Runs, func(r profile.Run) bool { return r.Good() })
 }
 
 // measureError gives an error of a measurement its exit code.
@@ -479,6 +494,13 @@ func (o *measureOptions) finish(cmd *cobra.Command, g *globalOptions, r *profile
 		_, err = cmd.OutOrStdout().Write(b)
 	} else {
 		err = printMeasured(cmd.OutOrStdout(), r)
+	}
+	if err == nil && o.overhead {
+		to := cmd.OutOrStdout()
+		if o.json {
+			to = cmd.ErrOrStderr()
+		}
+		err = printOverhead(to, &r.Subjects[0], &r.Subjects[1])
 	}
 	if err != nil {
 		return err

@@ -69,7 +69,8 @@ const cleanTimeout = time.Minute
 //
 // A run that cannot be as cold as it is to be ends the measurement with a
 // *NotColdError; one that fails for another reason does so if it is its subject's
-// first, and is in the record otherwise.
+// first, and is in the record otherwise. A record of a measurement that was cut short has
+// what was measured before, and says why.
 func Run(ctx context.Context, opts Options) (rec *profile.Record, err error) {
 	o := Observe()
 	defer func() {
@@ -93,6 +94,11 @@ func Run(ctx context.Context, opts Options) (rec *profile.Record, err error) {
 		for i := range opts.Subjects {
 			at := (n + i) % len(opts.Subjects)
 			if err := m.one(ctx, at, n); err != nil {
+				why := err.Error()
+				if ctx.Err() != nil {
+					why = "interrupted"
+				}
+				m.record.Warnings = append(m.record.Warnings, fmt.Sprintf("cut short in run %d of %s: %s", n+1, opts.Subjects[at].Name, why))
 				m.finish()
 				return m.record, fmt.Errorf("run %d of %s: %w", n+1, opts.Subjects[at].Name, err)
 			}
@@ -170,8 +176,12 @@ func (m *measurement) one(ctx context.Context, at, n int) error {
 	var failed *startError
 	if errors.As(err, &failed) && ctx.Err() == nil && n > 0 {
 		err = nil // in the record
+		if run == nil {
+			run = &profile.Run{Begun: time.Now().UTC()}
+			profile.Derive(run)
+		}
 	}
-	if run == nil {
+	if run == nil || err != nil && ctx.Err() != nil { // a part of one
 		return err
 	}
 	run.Coldness = cold
