@@ -214,7 +214,9 @@ func runHealth(cmd *cobra.Command, g *globalOptions, opts *healthOptions, files 
 			if t, err := health.Tune(c.check, h); err != nil {
 				j.Tuned.Error = err.Error()
 			} else {
-				after := health.Evaluate(&t.Check, h)
+				then := h
+				then.Services = t.Graced(h.Services)
+				after := health.Evaluate(&t.Check, then)
 				j.Tuned.Tuned, j.Tuned.After = t, &after
 			}
 		}
@@ -353,5 +355,8 @@ func (t *tunedCheck) print(w io.Writer, c *judged) error {
 		of = fmt.Sprintf(" of document %d", t.Document+1)
 	}
 	fmt.Fprintf(w, "\n  JSON Patch%s of %s:\n    %s\n", of, c.File, b)
+	if t.GraceSeconds > 0 {
+		fmt.Fprintf(w, "  healthCheckGracePeriodSeconds of its service: %d\n", t.GraceSeconds)
+	}
 	return nil
 }

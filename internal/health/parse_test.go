@@ -250,6 +250,32 @@ func reread(t *testing.T, name string, got *Tuned) *File {
 	return f
 }
 
+// TestTuneGrace: a service waits for its slow targets too, and one that does is left alone.
+func TestTuneGrace(t *testing.T) {
+	c := &read(t, "target-groups.json").Checks[0]
+	for _, v := range []struct {
+		grace float64
+		want  int
+	}{{0, 18}, {17, 18}, {18, 0}, {600, 0}} {
+		o := Options{Ready: Ready{secs(5.2), secs(12)}, Probe: secs(0.05), Services: []Service{{"web", secs(v.grace)}}}
+		got, err := Tune(c, o)
+		if err != nil || got.GraceSeconds != v.want {
+			t.Errorf("grace %v: %+v, %v, want %d", v.grace, got, err, v.want)
+			continue
+		}
+		o.Services = got.Graced(o.Services)
+		for _, finding := range Evaluate(&got.Check, o).Findings {
+			if finding.ID == "HC006" {
+				t.Errorf("grace %v: after tuning %s", v.grace, finding.Text)
+			}
+		}
+	}
+	slow := Options{Ready: Ready{secs(5.2), secs(6)}, Probe: secs(0.05), Registered: secs(30), Services: []Service{{"web", 0}}}
+	if got, err := Tune(c, slow); err != nil || got.GraceSeconds != 36 { // 30 s until it is registered, an interval, an answer
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 // TestTuneImpossible: what no setting can wait for is said.
 func TestTuneImpossible(t *testing.T) {
 	o := Options{Ready: Ready{secs(1000), secs(4000)}, Probe: secs(0.05)}

@@ -27,6 +27,18 @@ type Tuned struct {
 	Line int    `json:"line,omitempty"`
 	End  int    `json:"end,omitempty"`
 	Text string `json:"text,omitempty"`
+	// GraceSeconds is the grace period of the services that a target group belongs to; 0:
+	// none of Options.Services needs another.
+	GraceSeconds int `json:"healthCheckGracePeriodSeconds,omitempty"`
+}
+
+// Graced are services with the new grace period.
+func (t *Tuned) Graced(all []Service) []Service {
+	out := slices.Clone(all)
+	for i := range out {
+		out[i].Grace = max(out[i].Grace, time.Duration(t.GraceSeconds)*time.Second)
+	}
+	return out
 }
 
 // budget is how much of a processor probes may cost.
@@ -159,6 +171,12 @@ func (t *Tuned) target(o *Options) error {
 		return fmt.Errorf("an answer takes %s", show(o.Probe))
 	}
 	t.Check.Target = &g
+	// More than a target takes, as slow as one in a hundred is, and than its start.
+	worst := g.Bounds(max(o.Ready.P99-o.Registered, 0)).Worst + o.Registered + o.Probe
+	grace := max(ceil(o.Ready.P99*3/2), ceil(worst+1))
+	if slices.ContainsFunc(o.Services, func(s Service) bool { return s.Grace < grace }) {
+		t.GraceSeconds = int(grace / time.Second)
+	}
 	for _, v := range []struct {
 		name  string
 		value int
