@@ -38,10 +38,16 @@ const (
 	conditionTopic = "HasTopic"
 
 	// what a value may be that is put between quotes in JSON, and is a dimension's
-	namePattern = `^[A-Za-z0-9][A-Za-z0-9 ._/@#+=:-]{0,254}$`
+	namePattern      = `^[A-Za-z0-9][A-Za-z0-9 ._/@#+=:-]{0,254}$`
+	topicPattern     = `^$|^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+$`
+	maxDashboardName = 255
+	leastThresholdMs = 1
 )
 
-var nameRegexp = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(namePattern) }) // not at each start of the program
+var ( // not at each start of the program
+	nameRegexp  = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(namePattern) })
+	topicRegexp = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(topicPattern) })
+)
 
 // cfnTemplate is a CloudFormation template, with its members in the usual order.
 type cfnTemplate struct {
@@ -133,8 +139,11 @@ func CloudFormation(o Options, a Alarm, asJSON bool) ([]byte, error) {
 			return nil, fmt.Errorf("%s %q: in a template it has to match %s", name, value, namePattern)
 		}
 	}
-	if a.ThresholdMs <= 0 {
-		return nil, fmt.Errorf("threshold %g ms: it has to be more than 0", a.ThresholdMs)
+	switch { // what the parameters' own rules would refuse, as late as it is deployed
+	case !(a.ThresholdMs >= leastThresholdMs):
+		return nil, fmt.Errorf("threshold %g ms: it has to be %d ms at least", a.ThresholdMs, leastThresholdMs)
+	case !topicRegexp().MatchString(a.Topic):
+		return nil, fmt.Errorf("topic %q: want the ARN of an SNS topic, such as arn:aws:sns:eu-west-1:123456789012:oncall", a.Topic)
 	}
 	dims := DimensionSets[0]
 	if o.TaskDefinition != "" {
@@ -170,15 +179,16 @@ func parameters(o Options, a Alarm) cfnParameters {
 	threshold, name := fmt.Sprint(a.ThresholdMs), "ColdStart"
 	if o.Service != "" {
 		name += "-" + dashboardName(o.Service)
+		name = name[:min(len(name), maxDashboardName)]
 	}
 	low := lowEvaluate
 	p := cfnParameters{
 		Service:       &cfnParameter{Type: "String", Description: "The dimension Service of the metrics.", AllowedPattern: namePattern},
-		DashboardName: &cfnParameter{Type: "String", Description: "Letters, digits, - and _.", Default: &name, AllowedPattern: `^[A-Za-z0-9_-]{1,255}$`},
-		ThresholdMs:   &cfnParameter{Type: "Number", Description: "The alarm is raised when one cold start in a hundred takes longer than this, in milliseconds.", Default: &threshold, MinValue: "1"},
+		DashboardName: &cfnParameter{Type: "String", Description: "Letters, digits, - and _.", Default: &name, AllowedPattern: fmt.Sprintf(`^[A-Za-z0-9_-]{1,%d}$`, maxDashboardName)},
+		ThresholdMs:   &cfnParameter{Type: "Number", Description: "The alarm is raised when one cold start in a hundred takes longer than this, in milliseconds.", Default: &threshold, MinValue: fmt.Sprint(leastThresholdMs)},
 		LowSamples: &cfnParameter{Type: "String", Default: &low, AllowedValues: []string{lowEvaluate, lowIgnore},
 			Description: "What the alarm makes of p99 of fewer than 1,000 cold starts. ignore: nothing; of a service with fewer in ten minutes it is never raised."},
-		TopicArn: &cfnParameter{Type: "String", Description: "SNS topic that is told of the alarm; empty for none.", Default: &a.Topic, AllowedPattern: `^$|^arn:aws[a-z-]*:sns:[a-z0-9-]+:[0-9]{12}:.+$`},
+		TopicArn: &cfnParameter{Type: "String", Description: "SNS topic that is told of the alarm; empty for none.", Default: &a.Topic, AllowedPattern: topicPattern},
 	}
 	if o.Service != "" {
 		p.Service.Default = &o.Service

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"regexp"
 	"slices"
 	"strings"
@@ -396,9 +397,17 @@ func TestDefects(t *testing.T) {
 				t.Errorf("%q was taken", o)
 			}
 		}
-		if _, err := CloudFormation(Options{}, Alarm{}, false); err == nil {
-			t.Error("no threshold was taken")
+		// Its own parameters would refuse these, when it is deployed.
+		for _, a := range []Alarm{{}, {ThresholdMs: 0.5}, {ThresholdMs: math.NaN()}, {ThresholdMs: 1000, Topic: "oncall"}, {ThresholdMs: 1000, Topic: topic + "\n"}} {
+			if _, err := CloudFormation(Options{}, a, false); err == nil {
+				t.Errorf("%+v was taken", a)
+			}
 		}
+		long, err := CloudFormation(Options{Service: strings.Repeat("a", 255)}, Alarm{ThresholdMs: 1000}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stack(t, long, nil)
 	})
 }
 
