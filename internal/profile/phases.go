@@ -82,6 +82,27 @@ func union(waits []Wait) []span {
 	return out
 }
 
+// WaitTimes are the times from when to when somebody waited, without overlaps. Of those
+// that are nearest to each other one is made as long as there are more than most.
+func WaitTimes(waits []Wait, most int) [][2]float64 {
+	all := [][2]float64{}
+	for _, s := range union(waits) {
+		all = append(all, [2]float64{s.from, s.to})
+	}
+	for gap := 0.1; len(all) > most; gap *= 2 {
+		merged := all[:0]
+		for _, w := range all {
+			if n := len(merged); n > 0 && w[0] <= merged[n-1][1]+gap {
+				merged[n-1][1] = w[1]
+			} else {
+				merged = append(merged, w)
+			}
+		}
+		all = merged
+	}
+	return all
+}
+
 // waited is how long somebody waited between two times.
 func (d *deriver) waited(from, to float64) float64 {
 	sum := 0.0

@@ -397,3 +397,17 @@ func TestDeriveNoBytes(t *testing.T) {
 		t.Errorf("bytes %v of a phase that read nothing", p.Bytes)
 	}
 }
+
+// TestWaitTimes: waits that overlap count once, and few are left of many.
+func TestWaitTimes(t *testing.T) {
+	var waits []Wait
+	for i := range 5000 {
+		waits = append(waits, Wait{StartMs: float64(i), EndMs: float64(i) + .5})
+	}
+	if got := WaitTimes(waits, 600); len(got) > 600 || got[0][0] != 0 || got[len(got)-1][1] != 4999.5 {
+		t.Errorf("%d waits", len(got))
+	}
+	if got := WaitTimes([]Wait{{StartMs: 5, EndMs: 9}, {StartMs: 1, EndMs: 6}, {StartMs: 20, EndMs: 20}}, 600); len(got) != 1 || got[0] != [2]float64{1, 9} {
+		t.Errorf("merged: %v", got)
+	}
+}

@@ -407,7 +407,7 @@ func newSubjectView(s *profile.Subject, r *profile.Record, record int) subjectVi
 
 func newRunView(r *profile.Run) runView {
 	v := runView{Begun: r.Begun, Container: r.Container, Error: r.Error, Coldness: r.Coldness, Phases: []phaseView{}, Events: []eventView{},
-		Processes: processes(r), Waits: mergeWaits(r.Waits), Warnings: notNil(r.Warnings)}
+		Processes: processes(r), Waits: waitTimes(r), Warnings: notNil(r.Warnings)}
 	if r.TotalMs != nil {
 		t := round(*r.TotalMs)
 		v.Total = &t
@@ -449,35 +449,19 @@ func processes(r *profile.Run) []processView {
 	return out
 }
 
-// mergeWaits makes one of waits that overlap, and of the nearest ones as long as
-// there are too many to draw.
-func mergeWaits(waits []profile.Wait) [][2]float64 {
-	all := [][2]float64{}
-	for _, w := range waits {
-		if w.EndMs > w.StartMs {
-			all = append(all, [2]float64{round(w.StartMs), round(w.EndMs)})
-		}
+// waitTimes are few enough to be drawn.
+func waitTimes(r *profile.Run) [][2]float64 {
+	all := profile.WaitTimes(r.Waits, maxWaits)
+	for i, w := range all {
+		all[i] = [2]float64{round(w[0]), round(w[1])}
 	}
-	slices.SortFunc(all, func(a, b [2]float64) int { return cmp.Compare(a[0], b[0]) })
-	for gap := 0.; ; gap = max(gap*2, .1) {
-		merged := all[:0:0]
-		for _, w := range all {
-			if n := len(merged); n > 0 && w[0] <= merged[n-1][1]+gap {
-				merged[n-1][1] = max(merged[n-1][1], w[1])
-			} else {
-				merged = append(merged, w)
-			}
-		}
-		if all = merged; len(all) <= maxWaits {
-			return notNil(all)
-		}
-	}
+	return all
 }
 
 // medianRun is what is typical of runs: medians of times, and processes and waits of
 // one of them.
 func medianRun(good []*profile.Run, typical *profile.Run, from int, sum *profile.Summary) *runView {
-	v := &runView{Of: len(good), From: from, Phases: []phaseView{}, Events: []eventView{}, Processes: processes(typical), Waits: mergeWaits(typical.Waits), Warnings: []string{}}
+	v := &runView{Of: len(good), From: from, Phases: []phaseView{}, Events: []eventView{}, Processes: processes(typical), Waits: waitTimes(typical), Warnings: []string{}}
 	for _, name := range profile.Phases {
 		if p := medianPhase(good, name); p != nil {
 			if p.Ms != nil { // the least of all runs

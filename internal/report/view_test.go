@@ -155,20 +155,6 @@ func TestMap(t *testing.T) {
 	}
 }
 
-// TestWaits: waits that overlap count once, and few are left of many.
-func TestWaits(t *testing.T) {
-	var waits []profile.Wait
-	for i := range 5000 {
-		waits = append(waits, profile.Wait{StartMs: float64(i), EndMs: float64(i) + .5})
-	}
-	if got := mergeWaits(waits); len(got) > maxWaits || got[0][0] != 0 || got[len(got)-1][1] != 4999.5 {
-		t.Errorf("%d waits", len(got))
-	}
-	if got := mergeWaits([]profile.Wait{{StartMs: 5, EndMs: 9}, {StartMs: 1, EndMs: 6}, {StartMs: 20, EndMs: 20}}); len(got) != 1 || got[0] != [2]float64{1, 9} {
-		t.Errorf("merged: %v", got)
-	}
-}
-
 func TestWriteNothing(t *testing.T) {
 	for _, records := range [][]profile.Record{nil, {{}}} {
 		if err := Write(&bytes.Buffer{}, records, Options{}); err == nil {

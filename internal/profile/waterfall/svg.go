@@ -32,10 +32,8 @@ type Options struct {
 type bar struct {
 	label, note, class string
 	start, end         float64
-	waits              []span
+	waits              [][2]float64
 }
-
-type span struct{ start, end float64 }
 
 // Sizes in pixels.
 const (
@@ -46,6 +44,13 @@ const (
 	barHeight  = 14
 	top        = 78
 	maxLabel   = 34
+)
+
+// Bounds of what is drawn.
+const (
+	maxWaits     = 600
+	maxProcesses = 200
+	maxRequests  = 50
 )
 
 const style = `
@@ -93,6 +98,7 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 		packages = 8
 	}
 	first := firstReads(s, r)
+	waited := profile.WaitTimes(r.Waits, maxWaits)
 	var out []bar
 	for _, name := range profile.Phases {
 		p := r.Phase(name)
@@ -106,7 +112,7 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 		case p.StartMs != nil && p.EndMs != nil:
 			out = append(out, bar{label: name, note: duration(*p.Ms), class: "phase", start: *p.StartMs, end: *p.EndMs})
 			if name != profile.PhaseHydration { // for which nobody waits
-				out[len(out)-1].waits = waits(r, *p.StartMs, *p.EndMs)
+				out[len(out)-1].waits = within(waited, *p.StartMs, *p.EndMs)
 			}
 		}
 		shown, begin := 0, len(out)
@@ -123,16 +129,18 @@ func rows(s *profile.Subject, r *profile.Run, packages int) []bar {
 		}
 		slices.SortStableFunc(out[begin:], func(a, b bar) int { return cmp.Compare(a.start, b.start) })
 	}
-	for _, p := range r.Processes {
+	for _, p := range r.Processes[:min(len(r.Processes), maxProcesses)] {
 		end, note := math.Inf(1), "runs on"
 		if p.EndMs != nil {
 			end, note = *p.EndMs, duration(*p.EndMs-p.StartMs)
 		}
 		out = append(out, bar{label: fmt.Sprintf("%s [%d]", p.Command, p.Pid), note: note, class: "process", start: p.StartMs, end: end})
 	}
+	requests := 0
 	for _, q := range r.Requests {
-		if q.N == 1 {
-			out = append(out, bar{label: "1st " + q.Route, note: duration(q.EndMs - q.StartMs), class: "request", start: q.StartMs, end: q.EndMs, waits: waits(r, q.StartMs, q.EndMs)})
+		if q.N == 1 && requests < maxRequests {
+			requests++
+			out = append(out, bar{label: "1st " + q.Route, note: duration(q.EndMs - q.StartMs), class: "request", start: q.StartMs, end: q.EndMs, waits: within(waited, q.StartMs, q.EndMs)})
 		}
 	}
 	return out
@@ -161,12 +169,12 @@ func firstReads(s *profile.Subject, r *profile.Run) map[[2]string]float64 {
 	return first
 }
 
-// waits are those within a time.
-func waits(r *profile.Run, from, to float64) []span {
-	var out []span
-	for _, w := range r.Waits {
-		if w.EndMs > from && w.StartMs < to {
-			out = append(out, span{max(w.StartMs, from), min(w.EndMs, to)})
+// within are those waits that are in a time, as far as they are.
+func within(waits [][2]float64, from, to float64) [][2]float64 {
+	var out [][2]float64
+	for _, w := range waits {
+		if w[1] > from && w[0] < to {
+			out = append(out, [2]float64{max(w[0], from), min(w[1], to)})
 		}
 	}
 	return out
@@ -204,7 +212,7 @@ func draw(b *bytes.Buffer, one *bar, y int, scale func(float64) float64, to floa
 	x, end := scale(one.start), scale(min(one.end, to))
 	fmt.Fprintf(b, `<rect class="%s" x="%s" y="%d" width="%s" height="%d" rx="2"/>`, one.class, px(x), y, px(max(end-x, 1)), barHeight)
 	for _, w := range one.waits {
-		fmt.Fprintf(b, `<rect class="wait" x="%s" y="%d" width="%s" height="5"/>`, px(scale(w.start)), y+barHeight-5, px(max(scale(w.end)-scale(w.start), 0.5)))
+		fmt.Fprintf(b, `<rect class="wait" x="%s" y="%d" width="%s" height="5"/>`, px(scale(w[0])), y+barHeight-5, px(max(scale(w[1])-scale(w[0]), 0.5)))
 	}
 	fmt.Fprintf(b, `<text class="dim" x="%s" y="%d">%s</text></g>`+"\n", px(end+6), y+barHeight-2, text(one.note))
 }
@@ -217,7 +225,7 @@ const textLines = 3
 
 // events are lines through all bars, of those that a start is known by.
 func events(b *bytes.Buffer, r *profile.Run, scale func(float64) float64, bottom int) {
-	var taken [textLines][]span
+	var taken [textLines][][2]float64
 	for _, name := range marked {
 		e := r.Event(name)
 		if e == nil {
@@ -227,10 +235,10 @@ func events(b *bytes.Buffer, r *profile.Run, scale func(float64) float64, bottom
 		fmt.Fprintf(b, `<line class="event" x1="%s" y1="%d" x2="%s" y2="%d"><title>%s</title></line>`, px(x), top-4, px(x), bottom+4, text(label))
 		half := float64(len(label)) * 3.4
 		for line := range taken {
-			if slices.ContainsFunc(taken[line], func(s span) bool { return x-half < s.end && x+half > s.start }) {
+			if slices.ContainsFunc(taken[line], func(s [2]float64) bool { return x-half < s[1] && x+half > s[0] }) {
 				continue
 			}
-			taken[line] = append(taken[line], span{x - half, x + half})
+			taken[line] = append(taken[line], [2]float64{x - half, x + half})
 			fmt.Fprintf(b, `<text class="dim" x="%s" y="%d" text-anchor="middle">%s</text>`, px(x), bottom+18+line*14, text(label))
 			break
 		}

@@ -53,6 +53,25 @@ func TestDraw(t *testing.T) {
 	}
 }
 
+// TestDrawMany: a picture is no larger than somebody can look at, whatever a record has.
+func TestDrawMany(t *testing.T) {
+	var r profile.Run
+	for i := range 20_000 {
+		at := float64(i)
+		r.Waits = append(r.Waits, profile.Wait{StartMs: at, EndMs: at + 0.5})
+		r.Requests = append(r.Requests, profile.Request{Route: "GET /", N: 1, EndMs: 20_000})
+		r.Processes = append(r.Processes, profile.Process{Command: "sh", StartMs: at})
+	}
+	var b bytes.Buffer
+	if err := Draw(&b, &profile.Subject{}, &r, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	wellFormed(t, b.Bytes())
+	if b.Len() > 8<<20 || strings.Count(b.String(), `class="request"`) != maxRequests || strings.Count(b.String(), `class="process"`) != maxProcesses {
+		t.Errorf("%d bytes, %d requests", b.Len(), strings.Count(b.String(), `class="request"`))
+	}
+}
+
 // TestDrawOdd: what a start may be short of, and names that would be markup.
 func TestDrawOdd(t *testing.T) {
 	ms := func(f float64) *float64 { return &f }
