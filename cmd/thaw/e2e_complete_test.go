@@ -205,3 +205,43 @@ func TestPull(t *testing.T) {
 	}
 	n.refuses(125, "not on this node", n.runArgs("--pull=never", ref)...)
 }
+
+// TestComparedOnce: an index from elsewhere is compared with the layers by its first mount.
+// No later start reads through them beside its program, nor one by another daemon.
+func TestComparedOnce(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	layout, _ := corpus(t, "nginx")
+	ref := newLab(t, layout, "none").Addr() + "/nginx"
+	n.pushIndex(ref)
+	n.thaw("pull", ref)
+	mount := func() (read int) {
+		before := n.read(n.daemon())
+		dir := n.mkdir()
+		n.thaw("mount", "--wait", ref, dir)
+		n.thaw("umount", dir)
+		return n.read(n.daemon()) - before
+	}
+	first, second := mount(), mount()
+	n.stop()
+	n.thaw("cache", "ls")
+	third := mount()
+	t.Logf("read %d, %d and %d bytes", first, second, third)
+	if second > first/4 || third > first/4 {
+		t.Errorf("read %d, %d and %d bytes", first, second, third)
+	}
+}
+
+// read is how many bytes a process has read so far.
+func (n *node) read(pid int) int {
+	n.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	if err != nil {
+		n.Fatal(err)
+	}
+	var all int
+	if _, err := fmt.Sscanf(string(b), "rchar: %d", &all); err != nil {
+		n.Fatal(err)
+	}
+	return all
+}

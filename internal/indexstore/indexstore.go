@@ -180,6 +180,30 @@ func (s *Store) Put(image digest.Digest, im *Image) error {
 	return nil
 }
 
+// comparedName is the file with the digest of the head that was compared with the layers.
+const comparedName = "compared"
+
+// Compared reports whether it was noted that an image's index with the given head is right.
+func (s *Store) Compared(image, head digest.Digest) bool {
+	if image.Validate() != nil {
+		return false
+	}
+	b, err := os.ReadFile(s.path("images", name(image), comparedName))
+	return err == nil && string(b) == head.String()
+}
+
+// SetCompared notes that an image's index, which is here and has the given head, was
+// compared with the image's layers, and is right. Of another head nothing is known then.
+func (s *Store) SetCompared(image, head digest.Digest) error {
+	if err := image.Validate(); err != nil {
+		return fmt.Errorf("note index of image %q: %w", image, err)
+	}
+	if err := writeFile(s.path("images", name(image), comparedName), []byte(head)); err != nil {
+		return fmt.Errorf("note index of image %s: %w", image, err)
+	}
+	return nil
+}
+
 // oldAge is the age at which what no record names is no longer being put here.
 const oldAge = 10 * time.Minute
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +77,36 @@ func TestPutGetRemove(t *testing.T) {
 		if _, err := s.Get(image); !errors.Is(err, ErrNotFound) {
 			t.Errorf("error %v after it was removed", err)
 		}
+	}
+}
+
+// TestCompared: it is noted of one head of one image's index, as long as that is here.
+func TestCompared(t *testing.T) {
+	s := open(t)
+	one, other := digest.FromString("head 1"), digest.FromString("head 2")
+	if err := s.SetCompared(image, one); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of an index that is not here: %v", err)
+	}
+	if err := s.Put(image, someImage(1)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Compared(image, one) || s.Compared(image, "") {
+		t.Error("nobody has compared it")
+	}
+	if err := s.SetCompared(image, one); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(image, someImage(2)); err != nil {
+		t.Fatal(err)
+	}
+	if !s.Compared(image, one) || s.Compared(image, other) || s.Compared(digest.FromString("other"), one) || s.Compared("x", one) || s.SetCompared("x", one) == nil {
+		t.Error("it is of another head or image")
+	}
+	if err := s.Remove(image); err != nil {
+		t.Fatal(err)
+	}
+	if s.Compared(image, one) {
+		t.Error("the index is gone, and what was noted of it is here")
 	}
 }
 
