@@ -63,9 +63,10 @@ func TestWeb(t *testing.T) {
 	if report.Eval(`document.querySelector("a.brand").href`, &home); home != "http://"+addr+"/" {
 		t.Errorf("the way back leads to %s", home)
 	}
-	if out := n.thaw("runs", "ls", "--source", "daemon"); !strings.Contains(out, "/nginx") || !strings.Contains(out, "/no-such-image") {
-		t.Errorf("it is not said what was started:\n%s", out)
-	}
+	n.eventually("records say what was started", func() bool { // of what failed after it was shown
+		out := n.thaw("runs", "ls", "--source", "daemon")
+		return strings.Contains(out, "/nginx") && strings.Contains(out, "/no-such-image")
+	})
 	for name, page := range map[string]*browser.Page{"starts": p, "report": report} {
 		for _, problem := range page.Problems() {
 			t.Errorf("in the page of %s: %s", name, problem)
