@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"sort"
 	"time"
 	"unsafe"
 
@@ -14,6 +14,7 @@ import (
 
 	"github.com/thaw-project/thaw/internal/daemon/api"
 	"github.com/thaw-project/thaw/internal/erofs"
+	"github.com/thaw-project/thaw/internal/index"
 	"github.com/thaw-project/thaw/internal/startup"
 )
 
@@ -27,47 +28,61 @@ const headerPatience = 50 * time.Millisecond
 // a good part of the start.
 type startSet struct {
 	header *startup.Header
-	chosen []layerRange
+	ranges map[digest.Digest][]tarRange // of the layers, which the bundle has without a gap
 }
 
-// layerRange is a range of a layer's tar.
-type layerRange struct {
-	layer  digest.Digest
-	off, n int64
+// tarRange is a range of a layer's tar, without gaps to others.
+type tarRange struct {
+	off, end int64
+	chosen   bool // a file in it is read through the start-up set's devices
+}
+
+func newStartSet(h *startup.Header) *startSet {
+	s := &startSet{header: h, ranges: make(map[digest.Digest][]tarRange, len(h.Layers))}
+	for i, l := range h.Layers {
+		var list []tarRange
+		for _, at := range h.LayerPieces(i) {
+			p := &h.Pieces[at]
+			if n := len(list); n > 0 && list[n-1].end == p.Offset {
+				list[n-1].end += p.Length
+				continue
+			}
+			list = append(list, tarRange{off: p.Offset, end: p.Offset + p.Length})
+		}
+		s.ranges[l.Blob] = list
+	}
+	return s
 }
 
 // choose returns what decides whether a chunk of a file is a part of the set: the
 // bundle has all of its blocks.
-func (s *startSet) choose(blobs []digest.Digest) func(erofs.Extent) bool {
-	covered := map[digest.Digest][]layerRange{}
-	for i, l := range s.header.Layers {
-		list := covered[l.Blob]
-		for _, at := range s.header.LayerPieces(i) {
-			p := &s.header.Pieces[at]
-			if n := len(list); n > 0 && list[n-1].off+list[n-1].n == p.Offset {
-				list[n-1].n += p.Length
-				continue
-			}
-			list = append(list, layerRange{l.Blob, p.Offset, p.Length})
-		}
-		covered[l.Blob] = list
+func (s *startSet) choose(layers []index.ImageLayer) func(erofs.Extent) bool {
+	devices := make([][]tarRange, len(layers))
+	for i := range layers {
+		devices[i] = s.ranges[layers[i].Blob]
 	}
 	return func(e erofs.Extent) bool {
 		const block = 512
-		blob, end := blobs[e.Device-1], e.OffsetDevice+(e.Length+block-1)&^(block-1)
-		list := covered[blob]
-		i, found := slices.BinarySearchFunc(list, e.OffsetDevice, func(r layerRange, off int64) int {
-			if r.off+r.n <= off {
-				return -1
-			}
-			return min(1, int(max(0, r.off-off)))
-		})
-		if !found || list[i].off+list[i].n < end {
+		list, end := devices[e.Device-1], e.OffsetDevice+(e.Length+block-1)&^(block-1)
+		i := sort.Search(len(list), func(i int) bool { return list[i].end > e.OffsetDevice })
+		if i == len(list) || list[i].off > e.OffsetDevice || list[i].end < end {
 			return false
 		}
-		s.chosen = append(s.chosen, layerRange{blob, e.OffsetDevice, end - e.OffsetDevice})
+		list[i].chosen = true
 		return true
 	}
+}
+
+// here reports whether all of the set is, as readers are told.
+func (s *startSet) here(layers []*layer) bool {
+	for _, l := range layers {
+		for _, r := range s.ranges[l.blob] {
+			if r.chosen && !l.hydrate.Have(r.off, r.end-r.off) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // startMetadata makes the metadata of a mount whose start-up set is known, for
@@ -81,13 +96,9 @@ func (d *Daemon) startMetadata(m *mounted, metadata []byte) (path string, err er
 	if err := m.img.head.CheckDevices(metadata); err != nil {
 		return "", d.badMetadata(m.img, err)
 	}
-	blobs := make([]digest.Digest, len(m.img.head.Layers))
-	for i := range blobs {
-		blobs[i] = m.img.head.Layers[i].Blob
-	}
-	s := &startSet{header: h}
-	b, err := erofs.Redirect(metadata, s.choose(blobs))
-	if err != nil || len(s.chosen) == 0 {
+	s := newStartSet(h)
+	b, err := erofs.Redirect(metadata, s.choose(m.img.head.Layers))
+	if err != nil {
 		return "", nil // whatever is wrong with it is found on the other way
 	}
 	path = m.path("start.erofs")
@@ -96,20 +107,6 @@ func (d *Daemon) startMetadata(m *mounted, metadata []byte) (path string, err er
 	}
 	m.startSet = s
 	return path, nil
-}
-
-// here reports whether all of the set is, as readers are told.
-func (s *startSet) here(layers []*layer) bool {
-	byBlob := map[digest.Digest]*layer{}
-	for _, l := range layers {
-		byBlob[l.blob] = l
-	}
-	for _, r := range s.chosen {
-		if l := byBlob[r.layer]; l == nil || !l.hydrate.Have(r.off, r.n) {
-			return false
-		}
-	}
-	return true
 }
 
 // silence has reads of the mount's start-up set cost nothing once its bundle is
@@ -137,7 +134,7 @@ func (d *Daemon) silence(ctx context.Context, m *mounted) {
 	if rec := m.recording.Load(); rec != nil {
 		rec.silent(time.Now())
 	}
-	d.log.Info("reads of the start-up set are not watched any more", "mount", m.ID, "ranges", len(m.startSet.chosen))
+	d.log.Info("reads of the start-up set are not watched any more", "mount", m.ID)
 }
 
 // revoked is told that something of a layer is not believed any more. It is
