@@ -82,31 +82,47 @@ func parseReady(target string) (func(context.Context) error, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fmt.Errorf("parse ready target %q: neither an http or https URL nor tcp:PORT", target)
 	}
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	address := net.JoinHostPort(u.Hostname(), port)
+	return func(ctx context.Context) error {
+		// A connection of its own for each attempt: one to a server that is not up yet tells nothing of the next. Most attempts find nobody
+		// who listens, and cost the machine, which starts something, no more than that.
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return get(ctx, target, c)
+	}, nil
+}
+
+// get makes a request over a connection.
+func get(ctx context.Context, target string, c net.Conn) error {
 	client := &http.Client{
-		// A connection of its own for each attempt: one to a server that is not up
-		// yet tells nothing of the next.
 		Transport: &http.Transport{
+			DialContext:       func(context.Context, string, string) (net.Conn, error) { return c, nil },
 			DisableKeepAlives: true,
 			TLSClientConfig:   &tls.Config{InsecureSkipVerify: true}, // a probe, as the kubelet's
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return func(ctx context.Context) error {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
-		if err != nil {
-			return err
-		}
-		resp, err := client.Do(r)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // be polite to a simple server; the status is what counts
-		if resp.StatusCode >= 400 {
-			return errors.New(resp.Status)
-		}
-		return nil
-	}, nil
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // be polite to a simple server; the status is what counts
+	if resp.StatusCode >= 400 {
+		return errors.New(resp.Status)
+	}
+	return nil
 }
 
 func parseReadyTCP(target, address string) (func(context.Context) error, error) {
