@@ -46,10 +46,7 @@ func explore(b []byte) error {
 	}
 	out, redirectErr := Redirect(b, func(e Extent) bool { return e.Offset == 0 })
 	if redirectErr == nil {
-		again, openErr := Open(out)
-		if openErr == nil {
-			openErr = again.Check()
-		}
+		openErr := sameButDevices(img, out)
 		if err != nil || openErr != nil {
 			err = fmt.Errorf("check says %v, redirected all the same, and check says %v", err, openErr)
 		}

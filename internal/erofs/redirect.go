@@ -4,8 +4,8 @@ package erofs
 // choose chooses are on the second ones, at the same place; it is asked once for each, with its extent on the first. All else is as it
 // was, and data is not changed.
 //
-// All of the image is checked on the way, as by [Image.Check]. Errors are [*CorruptError], also for an image that the kernel could
-// read but [Write] does not write.
+// All of the image is checked on the way, as by [Image.Check], and that no two structures share bytes: what is changed for one of them
+// would be another's. Errors are [*CorruptError], also for an image that the kernel could read but [Write] does not write.
 func Redirect(data []byte, choose func(Extent) bool) ([]byte, error) {
 	img, err := Open(data)
 	if err != nil {
@@ -21,7 +21,8 @@ func Redirect(data []byte, choose func(Extent) bool) ([]byte, error) {
 	case int64(le.Uint16(sb[sbDevtSlotOff:]))*deviceSlotSize != table || table+tableBytes > img.size:
 		return nil, corrupt(superOffset, "the device table is not behind the superblock")
 	}
-	r := redirect{img: img, choose: choose, behind: table + tableBytes, shift: roundUp(tableBytes, blockSize)}
+	r := redirect{img: img, choose: choose, behind: table + tableBytes, shift: roundUp(tableBytes, blockSize),
+		used: make([]uint64, img.size/nidUnit/64+1)}
 	if img.size+r.shift > maxImageBytes {
 		return nil, corrupt(superOffset, "%d devices are too many to have twice", count)
 	}
@@ -50,26 +51,50 @@ type redirect struct {
 	choose        func(Extent) bool
 	out           []byte
 	behind, shift int64
+	used          []uint64 // bit set of the slots of nidUnit bytes that are some structure's
 }
 
-// inode mends an inode that is where it belongs already.
-func (r *redirect) inode(in *Info) error {
-	if in.pos < r.behind {
-		return corrupt(in.pos, "an inode lies in the device table")
-	}
+// inode mends an inode that is where it belongs already; size is of its data.
+func (r *redirect) inode(in *Info, size int64) error {
+	end, blocks := in.end, int64(0) // of what lies in one piece with the inode, and of what does not
 	switch in.kind() {
 	case ModeDir, ModeSymlink:
-		if in.u == 0 {
-			return nil // all of it is behind the inode
+		blocks = size
+		if in.layout == layoutFlatInline {
+			blocks &^= blockSize - 1
+			end += size - blocks
 		}
-		if int64(in.u)<<blockBits < r.behind {
-			return corrupt(in.pos, "data of an inode lie in the device table")
-		}
-		le.PutUint32(r.out[in.pos+r.shift+inU:], in.u+uint32(r.shift>>blockBits))
 	case ModeRegular:
 		if in.layout == layoutChunkBased {
-			r.chunks(in)
+			end = roundUp(end, chunkUnit) + ((in.SizeBytes-1)>>(blockBits+in.u&chunkBitsMax)+1)*chunkUnit
 		}
+	}
+	if err := r.use(in.pos, end-in.pos); err != nil {
+		return err
+	}
+	if blocks > 0 {
+		if err := r.use(int64(in.u)<<blockBits, blocks); err != nil {
+			return err
+		}
+		le.PutUint32(r.out[in.pos+r.shift+inU:], in.u+uint32(r.shift>>blockBits))
+	}
+	if in.kind() == ModeRegular && in.layout == layoutChunkBased {
+		r.chunks(in)
+	}
+	return nil
+}
+
+// use refuses bytes of a structure that lie before what is shifted, or are another one's.
+func (r *redirect) use(off, n int64) error {
+	if off < r.behind || n > r.img.size-off {
+		return corrupt(off, "%d bytes are outside of the image, or in its device table", n)
+	}
+	for slot := off / nidUnit; slot*nidUnit < off+n; slot++ {
+		word, bit := &r.used[slot/64], uint64(1)<<(slot%64)
+		if *word&bit != 0 {
+			return corrupt(off, "structures overlap")
+		}
+		*word |= bit
 	}
 	return nil
 }

@@ -2,6 +2,10 @@ package erofs
 
 import (
 	"bytes"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/thaw-project/thaw/internal/testenv"
@@ -37,6 +41,50 @@ func redirected(t testing.TB, b []byte, l layers) ([]byte, layers) {
 	return out, twice
 }
 
+// sameButDevices says how a redirected image is wrong, or another than it was but for its devices.
+func sameButDevices(img *Image, out []byte) error {
+	again, err := Open(out)
+	if err == nil {
+		err = again.Check()
+	}
+	if err != nil {
+		return err
+	}
+	n := len(img.devices)
+	if twice := append(slices.Clone(img.devices), img.devices...); !slices.Equal(again.devices, twice) {
+		return fmt.Errorf("devices %v, want %v", again.devices, twice)
+	}
+	type fact struct {
+		path string
+		info Info
+	}
+	facts := func(img *Image) (all []fact, err error) {
+		err = img.Walk(func(path string, in *Info) error {
+			f := fact{path, Info{NID: in.NID, Nlink: in.Nlink, Inode: in.Inode}}
+			f.info.Extents = nil
+			for _, e := range in.Extents {
+				e.Device = uint16((int(e.Device)-1)%max(n, 1) + 1)
+				f.info.addExtent(e)
+			}
+			all = append(all, f)
+			return nil
+		})
+		return all, err
+	}
+	before, err := facts(img)
+	if err != nil {
+		return err
+	}
+	after, err := facts(again)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(before, after) {
+		return fmt.Errorf("other files:\n%+v\nwere\n%+v", after, before)
+	}
+	return nil
+}
+
 // TestRedirect: the image is the same but for its devices, each byte of which is found.
 func TestRedirect(t *testing.T) {
 	for seed := range uint64(20) {
@@ -51,9 +99,19 @@ func TestRedirect(t *testing.T) {
 			t.Fatal("the image itself was changed")
 		}
 		diffFacts(t, modelFacts(root, l), imageFacts(t, out, twice))
-		img, err := Open(out)
+		img, err := Open(before)
 		if err == nil {
-			err = img.Check()
+			err = sameButDevices(img, out)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Once more: inodes are not from the image's begin on now.
+		if img, err = Open(out); err == nil {
+			out, err = Redirect(out, func(e Extent) bool { return e.Offset == 0 })
+		}
+		if err == nil {
+			err = sameButDevices(img, out)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -119,5 +177,35 @@ func TestRedirectRefuses(t *testing.T) {
 	fixChecksum(b)
 	if _, err := Redirect(b, none); err == nil {
 		t.Error("an inode in the device table was taken along")
+	}
+}
+
+// TestRedirectOverlaps: what is changed for one structure would be another's.
+func TestRedirectOverlaps(t *testing.T) {
+	b := mustWrite(t, dir(Dirent{"long", symlink(strings.Repeat("l", 600))}, Dirent{"longer", symlink(strings.Repeat("l", 700))}), nil)
+	img, err := Open(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	longer, err := img.Lookup("longer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]uint32{"of another link": longer.u, "before the tables": 0} {
+		b := patch(t, b, "long", func(img, in []byte) {
+			le.PutUint32(in[inU:], block)
+			copy(img[int64(block)<<blockBits:], strings.Repeat("l", 600))
+		})
+		fixChecksum(b)
+		img, err := Open(b)
+		if err == nil {
+			err = img.Check()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Redirect(b, func(Extent) bool { return true }); err == nil {
+			t.Errorf("a link in the block %s was taken along", name)
+		}
 	}
 }

@@ -131,7 +131,7 @@ func (w *walker) walk() error {
 type walker struct {
 	img    *Image
 	fn     func(string, *Info) error // nil: only check, with names for paths
-	each   func(*Info) error         // nil, or called for each inode once; what it gets is its only during the call
+	each   func(*Info, int64) error  // nil, or called for each inode once, with the size of its data; the Info is its only during the call
 	budget int64                     // bytes that may yet be read: structures that overlap use it up
 	seen   []uint64                  // bit set of the inodes visited
 	links  map[uint64]*Info          // those of them that may have further names
@@ -177,7 +177,7 @@ func (w *walker) visit(path string, e entry) (info *Info, size int64, err error)
 		}
 		w.seen[word] |= bit
 		if w.each != nil {
-			if err := w.each(info); err != nil {
+			if err := w.each(info, size); err != nil {
 				return nil, 0, err
 			}
 		}
