@@ -172,8 +172,9 @@ func (m *Mounter) takeGroup(ctx context.Context, stale []group.Stale) (err error
 	return m.inherit()
 }
 
-// inherit watches what the keeper holds, and has all mounts raise events: whose second devices were silent is not known here. The marks are in the group; setting them again covers a daemon that died between
-// giving a file to the keeper and marking it.
+// inherit watches what the keeper holds. The marks are in the group; setting them again covers a daemon that died between
+// giving a file to the keeper and marking it. All mounts raise events again: whose second devices a daemon that died had silenced is
+// not known here.
 func (m *Mounter) inherit() error {
 	files, err := m.keeper.Layers()
 	if err != nil {
@@ -401,6 +402,7 @@ func (m *Mounter) Handover(ctx context.Context) {
 
 // stop ends serve, waits for what it handed out, and says goodbye.
 func (m *Mounter) stop() {
+	m.dropTrees()
 	_ = m.group.SetReadDeadline(longAgo)
 	<-m.served
 	m.queue.wait()
@@ -408,12 +410,6 @@ func (m *Mounter) stop() {
 	if m.keeper != nil {
 		m.keeper.Goodbye()
 	}
-	m.treesMu.Lock()
-	for _, t := range m.trees {
-		t.close() // what is silent stays it, for the next daemon to take back
-	}
-	clear(m.trees)
-	m.treesMu.Unlock()
 	m.group.Close()
 	for w := range m.live() {
 		unix.Close(w.fd)

@@ -108,7 +108,11 @@ func (m *Mounter) unsilence(dir string, t *tree) {
 	if !t.silent {
 		return
 	}
-	if err := group.Unsilence(m.groupFD, t.fd); err != nil {
+	err := group.Unsilence(m.groupFD, t.fd)
+	if err != nil {
+		err = group.UnsilenceAll(m.groupFD) // takes no path, and no memory
+	}
+	if err != nil {
 		m.log.Error("reads are not watched that should be; unmount and mount again", "dir", dir, "err", err)
 		return
 	}
@@ -124,4 +128,16 @@ func (m *Mounter) dropTree(dir string) {
 		t.close()
 		delete(m.trees, dir)
 	}
+}
+
+// dropTrees ends what there is of all trees: nobody in this process can take silence back any more, and what is not believed
+// is found out as long as anything goes on in it.
+func (m *Mounter) dropTrees() {
+	m.treesMu.Lock()
+	defer m.treesMu.Unlock()
+	for dir, t := range m.trees {
+		m.unsilence(dir, t)
+		t.close()
+	}
+	clear(m.trees)
 }

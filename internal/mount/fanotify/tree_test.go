@@ -113,6 +113,28 @@ func TestSilence(t *testing.T) {
 	}
 	check(dir, "quiet0", false)
 
+	// Should the kernel not take back the one, it takes back all.
+	tree := m.trees[dir]
+	fd := tree.fd
+	tree.fd = -1
+	m.Unsilence(image.Layers[1].Blob)
+	tree.fd = fd
+	check(dir, "quiet0", true)
+	if err := m.Silence(dir); err != nil {
+		t.Fatal(err)
+	}
+	check(dir, "quiet0", false)
+
+	// As a layer in quarantine goes from under its readers.
+	if err := os.RemoveAll(filepath.Dir(image.Layers[0].Path)); err != nil {
+		t.Fatal(err)
+	}
+	m.Unsilence(image.Layers[0].Blob)
+	check(dir, "quiet0", true)
+	if err := m.Silence(dir); err != nil {
+		t.Fatal(err)
+	}
+
 	if err := m.Silence(plain); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("silence a mount without second devices: %v", err)
 	}
@@ -151,40 +173,62 @@ func TestDetachedIsNotSilent(t *testing.T) {
 	}
 }
 
-// TestSilenceEndsWithDaemon: the next daemon does not know what the last one had silenced, so it is asked about all again.
+// TestSilenceEndsWithDaemon: one that goes takes silence back, since what is found out after that is nobody's to tell; and where it was killed
+// the next one does, which does not know what was silent.
 func TestSilenceEndsWithDaemon(t *testing.T) {
-	image, source := twiceImage(t)
-	tmp := t.TempDir()
-	socket := filepath.Join(tmp, "keeper.sock")
-	client := func() *keeper.Client {
-		c, err := keeper.Connect(t.Context(), keeper.ClientOptions{
-			Socket: socket, Command: keeperCommand(socket, time.Minute), LogPath: filepath.Join(tmp, "keeper.log"), Log: testLog(t),
-		})
-		if err != nil {
+	for _, killed := range []bool{false, true} {
+		image, source := twiceImage(t)
+		tmp := t.TempDir()
+		socket := filepath.Join(tmp, "keeper.sock")
+		client := func() *keeper.Client {
+			c, err := keeper.Connect(t.Context(), keeper.ClientOptions{
+				Socket: socket, Command: keeperCommand(socket, time.Minute), LogPath: filepath.Join(tmp, "keeper.log"), Log: testLog(t),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		m := newMounter(t, source, client())
+		dir := t.TempDir()
+		spec := twiceSpec(image, dir)
+		if err := m.Mount(t.Context(), spec); err != nil {
 			t.Fatal(err)
 		}
-		return c
-	}
-	m := newMounter(t, source, client())
-	dir := t.TempDir()
-	spec := twiceSpec(image, dir)
-	if err := m.Mount(t.Context(), spec); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Silence(dir); err != nil {
-		t.Fatal(err)
-	}
-	m.Handover(t.Context())
-
-	m = newMounter(t, source, client())
-	defer m.Close()
-	if err := m.Adopt(spec); err != nil {
-		t.Fatal(err)
-	}
-	// Nothing had been fetched: without events these are zeros.
-	for _, name := range []string{"quiet0", "quiet1", "other"} {
-		if n := readCold(t, m, image, dir, name); n == 0 {
-			t.Errorf("no event of %s", name)
+		if err := m.Silence(dir); err != nil {
+			t.Fatal(err)
+		}
+		early := make(chan error, 1)
+		if killed {
+			m.trees[dir].silent = false // it is not taken back
+			m.Handover(t.Context())
+			early <- nil
+		} else {
+			m.Handover(t.Context())
+			reads := make(chan struct{})
+			go func() {
+				close(reads)
+				got, err := os.ReadFile(filepath.Join(dir, "quiet1"))
+				if err == nil && !bytes.Equal(got, image.Data("quiet1")) {
+					err = errors.New("read what is not there")
+				}
+				early <- err
+			}()
+			<-reads
+		}
+		m = newMounter(t, source, client())
+		defer m.Close()
+		if err := m.Adopt(spec); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-early; err != nil {
+			t.Error(err)
+		}
+		// Nothing had been fetched: without events these are zeros.
+		for _, name := range []string{"quiet0", "quiet1", "other"} {
+			if n := readCold(t, m, image, dir, name); n == 0 {
+				t.Errorf("no event of %s", name)
+			}
 		}
 	}
 }
