@@ -223,7 +223,7 @@ func (m *measurement) observe(ctx context.Context, s *Subject, to *profile.Subje
 			return nil, errors.Join(err2, backed.Close())
 		}
 	}
-	st, err := s.start(ctx, m.observer)
+	st, err := s.start(ctx, m.observer, !s.Unobserved)
 	if err == nil {
 		run, err = st.measure(ctx)
 	}

@@ -85,10 +85,10 @@ type started struct {
 // endPatience is how long whoever has thaw run's stderr may keep it after its end.
 const endPatience = 2 * time.Second
 
-// start begins a start, and returns when the container's root is watched and the
-// container on its way. What is returned is to be stopped, also with an error, unless
+// start begins a start, and returns when the container's root is watched, if it is to be,
+// and the container on its way. What is returned is to be stopped, also with an error, unless
 // it is nil.
-func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
+func (s *Subject) start(ctx context.Context, o *Observer, watched bool) (*started, error) {
 	if err := os.MkdirAll(s.Start.Root, 0o700); err != nil {
 		return nil, err
 	}
@@ -125,7 +125,7 @@ func (s *Subject) start(ctx context.Context, o *Observer) (*started, error) {
 		return st, st.failed(ctx, err)
 	}
 	st.mounted = *m.Mounted
-	if !s.Unobserved {
+	if watched {
 		st.target.WatchRoot(st.mounted.Dir)
 		st.target.ListenAt(Prober{Target: s.Start.Ready}.Port())
 	}

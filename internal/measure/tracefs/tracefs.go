@@ -292,7 +292,7 @@ func (in *Instance) remove() error {
 	}
 	err := os.Remove(in.dir)
 	if errors.Is(err, unix.EBUSY) { // an event that is being switched off
-		for range 100 {
+		for range 1000 { // 10 s: on a machine that has no time for it
 			time.Sleep(10 * time.Millisecond)
 			if err = os.Remove(in.dir); !errors.Is(err, unix.EBUSY) {
 				break
