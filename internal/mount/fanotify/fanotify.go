@@ -228,12 +228,14 @@ func (m *Mounter) Mount(ctx context.Context, spec mount.Spec) error {
 	}
 	var t *tree
 	if spec.Twice {
+		second := devices
 		var err error
-		if t, err = newTree(spec.Layers); err != nil {
-			m.tidy()
-			return fmt.Errorf("mount %s: %w", spec.Dir, err)
+		if t, err = newTree(spec.Layers); err == nil {
+			second = t.paths
+		} else { // the layers are on a mount that must not be cloned, say
+			m.log.Warn("reads of second devices cannot be silenced", "dir", spec.Dir, "err", err)
 		}
-		devices = append(devices, t.paths...)
+		devices = append(devices, second...)
 	}
 	if err := mount.EROFS(spec.Metadata, devices, spec.Dir); err != nil {
 		t.close()

@@ -173,6 +173,36 @@ func TestDetachedIsNotSilent(t *testing.T) {
 	}
 }
 
+// TestSilenceUnbindable: where layers are on a mount that cannot be cloned all goes on, with events.
+func TestSilenceUnbindable(t *testing.T) {
+	image, source := twiceImage(t)
+	layers := commonDir(twiceSpec(image, "").Layers)
+	if err := unix.Mount(layers, layers, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(layers, unix.MNT_DETACH)
+	if err := unix.Mount("", layers, "", unix.MS_UNBINDABLE, ""); err != nil {
+		t.Fatal(err)
+	}
+	m := newMounter(t, source, nil)
+	defer m.Close()
+	dir := t.TempDir()
+	if err := m.Mount(t.Context(), twiceSpec(image, dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Silence(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("silence what is not on a clone: %v", err)
+	}
+	for _, name := range []string{"quiet0", "quiet1", "other"} {
+		if n := readCold(t, m, image, dir, name); n == 0 {
+			t.Errorf("no event of %s", name)
+		}
+	}
+	if err := m.Unmount(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestSilenceEndsWithDaemon: one that goes takes silence back, since what is found out after that is nobody's to tell; and where it was killed
 // the next one does, which does not know what was silent.
 func TestSilenceEndsWithDaemon(t *testing.T) {
