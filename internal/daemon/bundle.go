@@ -318,11 +318,15 @@ func (b *bundle) awaitHeader() *startup.Header {
 	defer late.Stop()
 	select {
 	case <-b.headed:
-		return b.header
-	case <-b.done:
+	case <-b.done: // by another mount, its header perhaps as well
 	case <-late.C:
 	}
-	return nil
+	select {
+	case <-b.headed:
+		return b.header
+	default:
+		return nil
+	}
 }
 
 // bundleHeader returns the header of a bundle: one that an earlier daemon kept,

@@ -71,6 +71,7 @@ type mounted struct {
 	cgroup    string    // of its container
 	shown     string    // id of the start that is shown; empty: none yet, or nothing is shown
 	recording atomic.Pointer[recording]
+	ending    sync.Mutex                  // held while a recording ends, which looks at what is mounted
 	read      atomic.Pointer[trace.Trace] // what its start read, once that was recorded; only if starts are shown
 
 	attached  chan struct{} // closed when it is mounted
@@ -296,10 +297,12 @@ func (d *Daemon) makeMetadata(m *mounted) func() (string, error) {
 		}
 		if bundled && m.bundle != nil {
 			if r.raw == nil {
-				r.raw, r.err = os.ReadFile(r.path)
+				if r.raw, r.err = os.ReadFile(r.path); r.err != nil {
+					return "", fmt.Errorf("read EROFS metadata: %w", r.err)
+				}
 			}
 			if path, err := d.startMetadata(m, r.raw); path != "" || err != nil {
-				return path, errors.Join(r.err, err)
+				return path, err
 			}
 		}
 		if r.path == "" {

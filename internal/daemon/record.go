@@ -326,6 +326,8 @@ func (d *Daemon) wantRecording(m *mounted) bool {
 // endRecording ends the recording of a mount, if it has one, and returns what
 // was recorded, or nil when that is not worth keeping.
 func (d *Daemon) endRecording(m *mounted) *trace.Trace {
+	m.ending.Lock()
+	defer m.ending.Unlock()
 	rec := m.recording.Swap(nil)
 	if rec == nil {
 		return nil
