@@ -153,6 +153,7 @@ func (l *Layer) PutPiece(i int, data []byte) error {
 		}
 		l.put.Add(int64(len(data)))
 		p.believe(i)
+		l.changes.Add(1) // or no Sync would find out that the disk did not take it
 		return nil
 	})
 }

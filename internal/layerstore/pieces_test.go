@@ -287,3 +287,52 @@ func TestPieceOfEarlierTable(t *testing.T) {
 	}))
 	must(t, l.Release())
 }
+
+// TestRevoke: whoever relies on what is here is told when it is not any more, whatever the reason.
+func TestRevoke(t *testing.T) {
+	f := makeFake(9, 4*testSpan, testSpan)
+	ranges := [][2]int64{{0, testSpan}, {testSpan, 1000}}
+	broken := errors.New("disk is broken")
+	for name, c := range map[string]struct {
+		span bool // a span is here as well
+		take func(*Store, *Layer) error
+		want error
+	}{
+		"pieces dropped":       {false, func(_ *Store, l *Layer) error { l.DropPieces(); return nil }, nil},
+		"pieces replaced":      {false, func(_ *Store, l *Layer) error { return l.SetPieces(piecesOf(f, ranges...), nil) }, nil},
+		"quarantine":           {true, func(s *Store, l *Layer) error { return s.quarantine(l, broken) }, nil},
+		"sync fails":           {true, func(_ *Store, l *Layer) error { return l.Sync() }, broken},
+		"sync of pieces fails": {false, func(_ *Store, l *Layer) error { return l.Sync() }, broken},
+		"last sync fails":      {false, func(_ *Store, l *Layer) error { return l.Release() }, broken},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := openStore(t, t.TempDir(), boot1)
+			l := acquire(t, s, f)
+			told := 0
+			l.OnRevoke(func() {
+				told++
+				if l.HaveRange(testSpan, 1000) {
+					t.Error("told before it is so")
+				}
+			})
+			list := piecesOf(f, ranges...)
+			must(t, l.SetPieces(list, nil))
+			for i, p := range list {
+				must(t, l.PutPiece(i, f.piece(p)))
+			}
+			if c.span {
+				put(t, l, f, 2)
+			}
+			if told > 0 {
+				t.Fatal("told of what came")
+			}
+			s.fdatasync = func(*os.File) error { return broken }
+			if err := c.take(s, l); !errors.Is(err, c.want) {
+				t.Errorf("error %v, want %v", err, c.want)
+			}
+			if told == 0 || l.HaveRange(testSpan, 1000) || l.HaveRange(2*testSpan, 1) {
+				t.Errorf("told %d times, here: %v, %v", told, l.HaveRange(testSpan, 1000), l.HaveRange(2*testSpan, 1))
+			}
+		})
+	}
+}
