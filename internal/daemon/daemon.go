@@ -104,8 +104,7 @@ type Daemon struct {
 	sched     *hydrate.Scheduler
 	keeper    *keeper.Client                   // nil in eager mode
 	mounter   lazyMounter                      // nil in eager mode
-	silencer  atomic.Pointer[fanotify.Mounter] // the mounter, if it is one; read while others set it
-	fanotify  *fanotify.Mounter                // the same, where it is one
+	fanotify  atomic.Pointer[fanotify.Mounter] // the same, where it is one; readers of layers ask while it is made
 
 	counts    *counts
 	recorder  recorder

@@ -80,8 +80,8 @@ func (s *imageSnapshots) keepLate() {
 		if late == 0 {
 			continue
 		}
-		if s.d.fanotify != nil {
-			s.d.fanotify.Tidy()
+		if s.d.fanotify.Load() != nil {
+			s.d.fanotify.Load().Tidy()
 		}
 		if err := s.Keep(s.d.ctx, wanted); err != nil && s.d.ctx.Err() == nil {
 			s.d.log.Error("let go of images that are gone", "err", err)

@@ -183,11 +183,11 @@ func (d *Daemon) use(ctx context.Context, img *image, i int, first *os.File) (*l
 		l.users++
 		return l, nil
 	}
-	if first == nil && d.fanotify != nil {
+	if first == nil && d.fanotify.Load() != nil {
 		// A layer may be watched for longer than it was mounted; its file must not
 		// be opened a second time then.
 		var err error
-		if first, err = d.fanotify.First(il.Blob); err != nil {
+		if first, err = d.fanotify.Load().First(il.Blob); err != nil {
 			return nil, err
 		}
 	}

@@ -226,8 +226,7 @@ func (d *Daemon) makeMounter(path string, k *keeper.Client, alive []*mounted) er
 	if err != nil {
 		return fmt.Errorf("watch layers: %w", err)
 	}
-	d.fanotify = mounter
-	d.silencer.Store(mounter)
+	d.fanotify.Store(mounter)
 	d.setMounter(mounter)
 	return nil
 }

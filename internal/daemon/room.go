@@ -140,7 +140,7 @@ func (d *Daemon) evict(ctx context.Context, bytes int64, reason string) (int64, 
 // watched reports whether a layer is still watched although it may not be in
 // use: who reads it through a mount that was detached needs its file.
 func (d *Daemon) watched(blob digest.Digest) bool {
-	return d.fanotify != nil && d.fanotify.Watches(blob)
+	return d.fanotify.Load() != nil && d.fanotify.Load().Watches(blob)
 }
 
 // settlePatience is how long somebody who asks for layers to be removed waits for
@@ -153,10 +153,10 @@ const (
 // settle waits a moment for layers that are not mounted any more and are still
 // open: an OCI runtime that was killed had copies of all mounts.
 func (d *Daemon) settle(ctx context.Context) {
-	if d.fanotify == nil {
+	if d.fanotify.Load() == nil {
 		return
 	}
-	for deadline := time.Now().Add(settlePatience); d.fanotify.Tidy() > 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(settlePatience); d.fanotify.Load().Tidy() > 0 && time.Now().Before(deadline); {
 		select {
 		case <-time.After(settleRetry):
 		case <-ctx.Done():
@@ -171,8 +171,8 @@ func (d *Daemon) keepRoom() {
 	tick := time.NewTicker(roomInterval)
 	defer tick.Stop()
 	for {
-		if d.fanotify != nil {
-			d.fanotify.Tidy()
+		if d.fanotify.Load() != nil {
+			d.fanotify.Load().Tidy()
 		}
 		var noRoom *noRoomError // hydration says so
 		if err := d.makeRoom(d.ctx, 0); err != nil && d.ctx.Err() == nil && !errors.As(err, &noRoom) {

@@ -120,8 +120,7 @@ func (d *Daemon) silence(ctx context.Context, m *mounted) {
 	if state, lie := m.bundle.status(); state != api.BundleApplied || lie != nil || !m.startSet.here(m.layers) {
 		return
 	}
-	s := d.silencer.Load()
-	if err := s.Silence(m.ImageDir); err != nil {
+	if err := d.fanotify.Load().Silence(m.ImageDir); err != nil {
 		if ctx.Err() == nil {
 			d.log.Warn("start-up set is read as slowly as all else", "mount", m.ID, "err", err)
 		}
@@ -140,8 +139,8 @@ func (d *Daemon) silence(ctx context.Context, m *mounted) {
 // revoked is told that something of a layer is not believed any more. It is
 // called with locks of the layer store held.
 func (d *Daemon) revoked(blob digest.Digest) {
-	if s := d.silencer.Load(); s != nil {
-		s.Unsilence(blob)
+	if f := d.fanotify.Load(); f != nil {
+		f.Unsilence(blob)
 	}
 }
 

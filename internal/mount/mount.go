@@ -61,7 +61,8 @@ type Spec struct {
 	Metadata string
 	// Layers are the image's devices, in their order.
 	Layers []Layer
-	// Twice says that the image has each layer as a device twice, device n+i being layer i again: see Silencer. Only a Silencer takes it.
+	// Twice says that the image has each layer as a device twice, device n+i being layer i again. Only the Mounter of
+	// package fanotify takes it, which can be told not to ask about reads of the second ones.
 	Twice bool
 }
 
@@ -79,17 +80,6 @@ type Mounter interface {
 	Unwatch(blob digest.Digest) error
 	// Close unmounts everything, then lets go of the layers. Reads that still wait fail.
 	Close() error
-}
-
-// Silencer is a Mounter that need not be asked about a part of a mount any more, while it goes on to be asked about the rest.
-type Silencer interface {
-	// Silence ends what it costs to read a mount's second devices (Spec.Twice): the Handler is not asked about such reads, and nobody sees
-	// them, until Unsilence. All that the image has on those devices is there. A mount that has none, or that is gone, is an error.
-	//
-	// What is there may be lost again, so the caller first silences, then makes sure that all is there still, and else takes it back.
-	Silence(dir string) error
-	// Unsilence takes Silence back for all mounts that have the layer: a byte of it is not believed any more. It does not block.
-	Unsilence(blob digest.Digest)
 }
 
 var (

@@ -97,10 +97,7 @@ type Mounter struct {
 	trees   map[string]*tree
 }
 
-var (
-	_ mount.Mounter  = (*Mounter)(nil)
-	_ mount.Silencer = (*Mounter)(nil)
-)
+var _ mount.Mounter = (*Mounter)(nil)
 
 // New starts to answer events. With a keeper that holds an earlier daemon's group, that daemon's unanswered events are
 // fetched for (or denied where it had no time to write them down), and all layers the keeper holds are watched; Adopt tells of the mounts.

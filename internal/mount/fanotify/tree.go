@@ -77,7 +77,10 @@ func (t *tree) close() {
 	}
 }
 
-// Silence implements mount.Silencer.
+// Silence ends what it costs to read a mount's second devices (mount.Spec.Twice): the Handler is not asked about such reads, and nobody sees
+// them, until Unsilence. All that the image has on those devices is there. A mount that has none, or that is gone, is an error.
+//
+// What is there may be lost again, so the caller first silences, then makes sure that all is there still, and else takes it back.
 func (m *Mounter) Silence(dir string) error {
 	m.treesMu.Lock()
 	defer m.treesMu.Unlock()
@@ -92,7 +95,7 @@ func (m *Mounter) Silence(dir string) error {
 	return nil
 }
 
-// Unsilence implements mount.Silencer.
+// Unsilence takes Silence back for all mounts that have the layer: a byte of it is not believed any more. It does not block.
 func (m *Mounter) Unsilence(blob digest.Digest) {
 	m.treesMu.Lock()
 	defer m.treesMu.Unlock()
