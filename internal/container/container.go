@@ -124,12 +124,13 @@ func Run(ctx context.Context, opts Options) (code int, err error) {
 	if err != nil {
 		return CodeNotStarted, err
 	}
-	if err := writeBundle(opts, spec); err != nil {
-		return CodeNotStarted, fmt.Errorf("write bundle %s: %w", opts.Bundle, err)
-	}
 	client, err := newClient(opts.Runtime, opts.Bundle)
 	if err != nil {
 		return CodeNotStarted, err
+	}
+	addFilter(spec, client.Command)
+	if err := writeBundle(opts, spec); err != nil {
+		return CodeNotStarted, fmt.Errorf("write bundle %s: %w", opts.Bundle, err)
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return CodeNotStarted, fmt.Errorf("become a subreaper: %w", err)
