@@ -2,35 +2,88 @@ package inflate
 
 import "encoding/binary"
 
-// What fast needs ahead of it. An iteration refills the bit buffer twice, seven
-// bytes each at most, and loads eight; it writes at most three
-// literals and a match, whose last copy may run 15 bytes over.
+// What a kernel needs ahead of it. An iteration refills the bit buffer twice,
+// seven bytes each at most, and loads eight; it writes at most three literals
+// and a match, whose last copy may run 31 bytes over.
 const (
 	fastIn  = 7 + 8
-	fastOut = 3 + maxMatch + 16
+	fastOut = 3 + maxMatch + 31
 )
+
+// fastCall bounds the output of a kernel's call: the runtime cannot interrupt
+// assembly, which takes some 0.2 ms for this.
+const fastCall = 128 << 10
+
+// A stop says why a kernel has returned.
+type stop int
+
+const (
+	stopEdge    stop = iota // past lastIn or lastOut
+	stopEnd                 // the block's end, which is consumed
+	stopNoLit               // bits that are no literal or length code
+	stopNoDist              // bits that are no distance code, after a length
+	stopFarBack             // a match that begins before lo; it is consumed but not copied
+)
+
+// fast decodes symbols while there is plenty of input and of room for output.
+func (d *inflater) fast() error {
+	lastIn, lastOut := len(d.in)-fastIn, len(d.out)-fastOut
+	for d.pos <= lastIn && d.n <= lastOut {
+		var why stop
+		var length, distance int
+		if useAsm {
+			why, length, distance = symbolsAsm(d, lastIn, min(lastOut, d.n+fastCall))
+		} else {
+			why, length, distance = symbolsGo(d, lastIn, min(lastOut, d.n+fastCall))
+		}
+		d.nbits &= 63
+		d.bits &= 1<<d.nbits - 1
+		switch why {
+		case stopEnd:
+			d.endBlock()
+			return nil
+		case stopNoLit:
+			return d.corrupt("no such literal or length code")
+		case stopNoDist:
+			return d.corrupt("no such distance code")
+		case stopFarBack:
+			if err := d.copyMatch(distance, length); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 func load64(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[i : i+8 : i+8]) }
 
-// fast decodes symbols while there is plenty of input and of room for output.
+// symbolsGo is the portable kernel, and the reference of the one in assembly: it
+// decodes symbols until pos is past lastIn or n past lastOut (which they are not
+// when it is called), or something comes that is not for it. Of nbits the low 6
+// bits are good when it returns, of bits the low nbits. Length and distance are
+// those of stopFarBack.
 //
 // The bit buffer holds nbits bits in its low end; the ones above are either
 // zero or already the input's next ones, so that a refill may or in eight bytes
-// whatever nbits is. nbits is kept modulo 64, with garbage above: an entry is
-// subtracted whole, and bits 0-7 of it cannot borrow as no more is consumed
-// than is there.
-func (d *inflater) fast() error {
+// whatever nbits is, and all 64 are right then. nbits is kept modulo 64, with
+// garbage above: an entry is subtracted whole, and bits 0-7 of it cannot borrow
+// as no more is consumed than is there.
+//
+// An entry is loaded as soon as its bits are known. The 56 bits or more after a
+// refill are enough for four literals from the primary table and a look-up
+// (4*11 + 11), the 64 for a match and a look-up (15+5 + 15+13 + 11).
+func symbolsGo(d *inflater, lastIn, lastOut int) (why stop, length, distance int) {
 	in, out := d.in, d.out
-	pos, n := d.pos, d.n
+	pos, n, lo := d.pos, d.n, d.lo
 	bits, nbits := d.bits, uint32(d.nbits)
-	lastIn, lastOut := len(in)-fastIn, len(out)-fastOut
-	var reason string
-	var err error
+	bits |= load64(in, pos) << (nbits & 63)
+	pos += int(^nbits >> 3 & 7)
+	nbits |= 56
+	e := d.lit[bits&litMask]
 	for pos <= lastIn && n <= lastOut {
 		bits |= load64(in, pos) << (nbits & 63)
 		pos += int(^nbits >> 3 & 7)
 		nbits |= 56
-		e := d.lit[bits&litMask]
 		if e&litFlag != 0 {
 			bits >>= e & 63
 			nbits -= e
@@ -48,9 +101,20 @@ func (d *inflater) fast() error {
 					nbits -= e
 					out[n] = byte(e >> 8)
 					n++
-					continue
+					e = d.lit[bits&litMask]
+					if e&litFlag != 0 {
+						bits >>= e & 63
+						nbits -= e
+						out[n] = byte(e >> 8)
+						n++
+						e = d.lit[bits&litMask]
+						continue
+					}
 				}
 			}
+			bits |= load64(in, pos) << (nbits & 63)
+			pos += int(^nbits >> 3 & 7)
+			nbits |= 56
 		}
 		if e&litException != 0 {
 			if e&litSub != 0 {
@@ -62,30 +126,26 @@ func (d *inflater) fast() error {
 					nbits -= e
 					out[n] = byte(e >> 8)
 					n++
+					e = d.lit[bits&litMask]
 					continue
 				}
 			}
 			if e&litEnd != 0 {
 				bits >>= e & 63
 				nbits -= e
-				d.endBlock()
+				why = stopEnd
 				break
 			}
 			if e&litException != 0 {
-				reason = "no such literal or length code"
+				why = stopNoLit
 				break
 			}
 		}
 		saved := bits
 		bits >>= e & 63
 		nbits -= e
-		length := int(e>>16) + int(saved&(1<<(e&63)-1)>>(e>>8&15))
+		length = int(e>>16) + int(saved&(1<<(e&63)-1)>>(e>>8&15))
 
-		if nbits&63 < 28 {
-			bits |= load64(in, pos) << (nbits & 63)
-			pos += int(^nbits >> 3 & 7)
-			nbits |= 56
-		}
 		e = d.dist[bits&distMask]
 		if e&distException != 0 {
 			if e&distBad == 0 {
@@ -94,42 +154,41 @@ func (d *inflater) fast() error {
 				e = d.dist[(e>>16+uint32(bits)&(1<<(e>>8&15)-1))&(distSize-1)]
 			}
 			if e&distException != 0 {
-				reason = "no such distance code"
+				why = stopNoDist
 				break
 			}
 		}
 		saved = bits
 		bits >>= e & 63
 		nbits -= e
-		dist := int(e>>16) + int(saved&(1<<(e&63)-1)>>(e>>8&15))
+		distance = int(e>>16) + int(saved&(1<<(e&63)-1)>>(e>>8&15))
 
-		if dist > n-d.lo {
-			d.n = n
-			if err = d.copyMatch(dist, length); err != nil {
-				break
-			}
-			n = d.n
-			continue
+		if distance > n-lo {
+			why = stopFarBack
+			break
 		}
-		s := n - dist
+		e = d.lit[bits&litMask]
+		s := n - distance
 		end := n + length
 		switch {
-		case dist >= 16:
+		case distance >= 16:
 			for {
-				*(*[16]byte)(out[n : n+16 : n+16]) = *(*[16]byte)(out[s : s+16 : s+16])
-				n += 16
-				s += 16
+				to, from := out[n:n+32:n+32], out[s:s+32:s+32]
+				*(*[16]byte)(to) = *(*[16]byte)(from)
+				*(*[16]byte)(to[16:]) = *(*[16]byte)(from[16:])
+				n += 32
+				s += 32
 				if n >= end {
 					break
 				}
 			}
-		case dist >= 8:
+		case distance >= 8:
 			for n < end {
 				binary.LittleEndian.PutUint64(out[n:n+8:n+8], load64(out, s))
 				n += 8
 				s += 8
 			}
-		case dist == 1:
+		case distance == 1:
 			v := uint64(out[s]) * 0x0101010101010101
 			for n < end {
 				binary.LittleEndian.PutUint64(out[n:n+8:n+8], v)
@@ -138,17 +197,12 @@ func (d *inflater) fast() error {
 		default:
 			for n < end {
 				binary.LittleEndian.PutUint64(out[n:n+8:n+8], load64(out, s))
-				n += dist
-				s += dist
+				n += distance
+				s += distance
 			}
 		}
 		n = end
 	}
-	d.pos, d.n, d.bits = pos, n, bits
-	d.nbits = uint(nbits & 63)
-	d.bits &= 1<<d.nbits - 1
-	if reason != "" {
-		return d.corrupt(reason)
-	}
-	return err
+	d.pos, d.n, d.bits, d.nbits = pos, n, bits, uint(nbits)
+	return why, length, distance
 }

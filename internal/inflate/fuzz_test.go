@@ -39,6 +39,9 @@ func FuzzScan(f *testing.F) {
 		if errors.Is(err, ErrNotProven) {
 			t.Fatal(err)
 		}
+		if format == Gzip && useAsm {
+			scansAgree(t, blob, ScanOptions{Format: format, SpanBytes: MinSpanBytes, MaxBytes: 1 << 20})
+		}
 		if format != Gzip || errors.Is(err, ErrTooLarge) {
 			return
 		}
@@ -74,5 +77,15 @@ func FuzzDecode(f *testing.F) {
 		if n < 0 || n > len(dst) || err == nil && n < len(dst) {
 			t.Fatalf("%d of %d bytes, %v", n, len(dst), err)
 		}
+		if !useAsm || p.Kind != KindMember && p.Kind != KindBlock || Detect(src) == Zstd {
+			return
+		}
+		again := make([]byte, size)
+		withKernel(false, func() {
+			m, err2 := dec.Decode(again, p, src)
+			if m != n || !bytes.Equal(dst[:n], again[:m]) || !sameError(err, err2) {
+				t.Fatalf("assembly: %d bytes, %v; Go: %d bytes, %v", n, err, m, err2)
+			}
+		})
 	})
 }
