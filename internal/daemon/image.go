@@ -99,7 +99,6 @@ type task struct {
 	phases  []api.Phase
 	event   func(api.Event) // never nil
 	known   *oci.Image      // what the reference names, if that is known
-	lazy    bool            // a mount is waiting, which needs no layer to be proven
 	shown   string          // id of the start that it is for, if that is shown
 
 	image       *image // what Daemon.keepFiles keeps

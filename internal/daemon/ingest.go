@@ -57,9 +57,6 @@ func (d *Daemon) ingestLayer(ctx context.Context, t *task, img *image, l oci.Lay
 		return nil, err
 	}
 	defer in.Abort()
-	if t.lazy {
-		in.Defer()
-	}
 	blob, err := indexer.Layer(ctx, img.repo, l, indexer.Sink{Read: progress.add, Span: func(data []byte) error {
 		if before := in.Size(); before/roomCheckBytes != (before+int64(len(data)))/roomCheckBytes {
 			if err := d.makeRoom(ctx, roomCheckBytes); err != nil {

@@ -128,7 +128,6 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, err
 	}
-	t.lazy = mode != api.ModeEager
 	if req.Dir != "" {
 		if req.Dir, err = d.reserve(req.Dir); err != nil {
 			return nil, err

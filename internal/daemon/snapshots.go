@@ -153,7 +153,7 @@ func (s *imageSnapshots) take(ctx context.Context, ref oci.Reference, image snap
 	}
 	d := s.d
 	defer d.start()()
-	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager && mode != SnapshotEager, event: func(api.Event) {}}
+	t := &task{req: d.snapshotRequest(ref), bundle: d.mode != api.ModeEager && mode != SnapshotEager, event: func(api.Event) {}}
 	defer d.end(t)
 	t.known = fromContainerd(ctx, ref, image)
 	if t.known != nil && mode == "" && t.known.Config.Config.Labels[modeLabel] == SnapshotOff {
@@ -288,7 +288,7 @@ func (s *imageSnapshots) Mount(ctx context.Context, key snapshotter.Key) (string
 	}
 	d := s.d
 	defer d.start()()
-	t := &task{req: d.snapshotRequest(ref), lazy: true, bundle: d.mode != api.ModeEager, event: func(api.Event) {}}
+	t := &task{req: d.snapshotRequest(ref), bundle: d.mode != api.ModeEager, event: func(api.Event) {}}
 	defer d.end(t)
 	img, err := d.prepare(ctx, t)
 	if err != nil {

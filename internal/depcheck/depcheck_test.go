@@ -27,7 +27,7 @@ var floors = []struct {
 	packages []string
 }{
 	{"words", []string{"./deploy", "./internal/oci", "./internal/config", "./internal/testenv", "./internal/testenv/browser", "./internal/powercut", "./internal/fallback"}},
-	{"formats", []string{"./internal/inflate", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
+	{"formats", []string{"./internal/inflate", "./internal/spanhash", "./internal/tomledit", "./internal/layertar", "./internal/layertar/layertartest", "./internal/erofs",
 		"./internal/trace", "./internal/health", "./internal/profile", "./internal/profile/profiletest", "./internal/profile/waterfall"}},
 	{"index", []string{"./internal/index"}},
 	{"sources", []string{"./internal/sources", "./internal/sources/ecs", "./internal/sources/kubernetes", "./internal/sources/containerd"}},

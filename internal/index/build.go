@@ -3,10 +3,8 @@ package index
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 
 	digest "github.com/opencontainers/go-digest"
@@ -15,6 +13,7 @@ import (
 	"github.com/thaw-project/thaw/internal/erofs"
 	"github.com/thaw-project/thaw/internal/inflate"
 	"github.com/thaw-project/thaw/internal/layertar"
+	"github.com/thaw-project/thaw/internal/spanhash"
 )
 
 // BuildInput says what layer a stream holds.
@@ -25,8 +24,6 @@ type BuildInput struct {
 	MaxBytes  int64         // refuse a layer that unpacks to more; 0: EROFS' limit
 	// ProveBytes is inflate.ScanOptions.ProveBytes: 0 proves all of each span.
 	ProveBytes int64
-	// Proven says that the caller compares the DiffID itself, with what Span gets.
-	Proven bool
 	// Span is called with each span's bytes, in order, from one goroutine; may
 	// be nil. The bytes are valid only during the call.
 	Span func(i int, data []byte) error
@@ -62,12 +59,12 @@ func (l *Layer) EntriesBytes() int64 {
 	return n
 }
 
-// buildDepth is how many spans lie between decoding and hashing.
-const buildDepth = 4
+// buildDepth is how many spans lie between one step and the next.
+const buildDepth = 3
 
 // BuildLayer makes the index of a layer in one pass over its compressed bytes.
 // It does not check that the bytes hash to Blob: the reader is to do so (see
-// registry.Stream). It does check the DiffID, unless that is Proven elsewhere.
+// registry.Stream). It does check the DiffID.
 func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error) {
 	if in.MaxBytes == 0 || in.MaxBytes > maxTarBytes {
 		in.MaxBytes = maxTarBytes
@@ -77,7 +74,7 @@ func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read layer %s: %w", in.Blob, err)
 	}
-	b := &builder{in: in, diffID: sha256.New(), layer: &Layer{LayerMeta: LayerMeta{
+	b := &builder{in: in, tarHash: spanhash.New(), layer: &Layer{LayerMeta: LayerMeta{
 		Blob: in.Blob, BlobBytes: in.BlobBytes, DiffID: in.DiffID, Format: inflate.Detect(head), SpanBytes: SpanBytes,
 	}}}
 	limits := layertar.DefaultLimits()
@@ -89,7 +86,8 @@ func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error)
 	if err := b.run(ctx, br); err != nil {
 		return nil, fmt.Errorf("index layer %s: %w", in.Blob, err)
 	}
-	if have := digest.NewDigest(digest.SHA256, b.diffID); !in.Proven && have != in.DiffID {
+	sum := b.tarHash.Sum()
+	if have := digest.NewDigestFromBytes(digest.SHA256, sum[:]); have != in.DiffID {
 		return nil, &DiffIDError{Blob: in.Blob, Want: in.DiffID, Have: have}
 	}
 	b.layer.LayerMeta.Entries = int64(len(b.layer.Entries))
@@ -97,10 +95,10 @@ func BuildLayer(ctx context.Context, r io.Reader, in BuildInput) (*Layer, error)
 }
 
 type builder struct {
-	in     BuildInput
-	layer  *Layer
-	tar    *layertar.Scanner
-	diffID hash.Hash
+	in      BuildInput
+	layer   *Layer
+	tar     *layertar.Scanner
+	tarHash *spanhash.Stream
 }
 
 // decoded is a span on its way from the decoder to the hashes.
@@ -110,15 +108,15 @@ type decoded struct {
 	aux  []byte // window record
 }
 
-// run decodes in one goroutine and hashes, scans and hands on in another: each
-// is about half of the work.
+// run decodes in one goroutine, hashes and scans in another and hands on in a
+// third: the largest layer of an image, at its end the only one, uses more cores than one.
 func (b *builder) run(ctx context.Context, r io.Reader) error {
 	// Not a sync.Pool, which every garbage collection empties.
-	free := make(chan []byte, buildDepth+2)
+	free := make(chan []byte, 2*buildDepth+2)
 	for range cap(free) {
 		free <- make([]byte, SpanBytes)
 	}
-	queue := make(chan *decoded, buildDepth)
+	queue, taken := make(chan *decoded, buildDepth), make(chan *decoded, buildDepth)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(queue)
@@ -146,11 +144,29 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 		return err
 	})
 	g.Go(func() error {
+		defer close(taken)
 		for d := range queue {
 			if err := b.take(d); err != nil {
 				return err
 			}
+			select {
+			case taken <- d:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return nil
+	})
+	g.Go(func() error {
+		i := 0
+		for d := range taken {
+			if b.in.Span != nil {
+				if err := b.in.Span(i, d.data); err != nil {
+					return err
+				}
+			}
 			free <- d.data[:SpanBytes]
+			i++
 		}
 		return nil
 	})
@@ -162,19 +178,13 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 
 func (b *builder) take(d *decoded) error {
 	l := b.layer
-	d.span.Digest = sha256.Sum256(d.data)
-	if !b.in.Proven {
-		b.diffID.Write(d.data)
-	}
+	d.span.Digest = b.tarHash.Next(d.data)
 	if _, err := b.tar.Write(d.data); err != nil {
 		return err
 	}
 	d.span.OffsetWindow, d.span.BytesWindow = int64(len(l.Windows)), int64(len(d.aux))
 	l.Windows = append(l.Windows, d.aux...)
 	l.Spans = append(l.Spans, d.span)
-	if b.in.Span != nil {
-		return b.in.Span(len(l.Spans)-1, d.data)
-	}
 	return nil
 }
 

@@ -56,16 +56,14 @@ func corpus(t testing.TB) map[string]corpusImage {
 	return images
 }
 
-func (img corpusImage) build(t testing.TB, i int, proven bool) *Layer {
+func (img corpusImage) build(t testing.TB, i int) *Layer {
 	t.Helper()
 	f, err := os.Open(img.paths[i])
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	in := img.layers[i]
-	in.Proven = proven
-	l, err := BuildLayer(t.Context(), f, in)
+	l, err := BuildLayer(t.Context(), f, img.layers[i])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +74,7 @@ func (img corpusImage) buildAll(t testing.TB) []*LayerBlob {
 	t.Helper()
 	var blobs []*LayerBlob
 	for i := range img.layers {
-		b, err := EncodeLayer(img.build(t, i, false))
+		b, err := EncodeLayer(img.build(t, i))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,7 +156,7 @@ func BenchmarkBuildLayer(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				l := img.build(b, largest, true)
+				l := img.build(b, largest)
 				b.SetBytes(l.TarBytes)
 			}
 		})

@@ -77,8 +77,7 @@ func Image(ctx context.Context, img *oci.Image, layer func(ctx context.Context, 
 // Sink hears of a layer's bytes as they pass; either function may be nil.
 type Sink struct {
 	Read func(n int) // compressed bytes, from the network
-	// Span gets the uncompressed bytes, in order, valid only during the call, and
-	// is to prove the layer's diffID with them.
+	// Span gets the uncompressed bytes, in order, valid only during the call.
 	Span func(data []byte) error
 }
 
@@ -88,7 +87,7 @@ func Layer(ctx context.Context, repo registry.Repository, l oci.Layer, sink Sink
 	defer body.Close()
 	in := index.BuildInput{Blob: l.Descriptor.Digest, BlobBytes: l.Descriptor.Size, DiffID: l.DiffID}
 	if sink.Span != nil {
-		in.Proven, in.ProveBytes = true, proveBytes
+		in.ProveBytes = proveBytes
 		in.Span = func(_ int, data []byte) error { return sink.Span(data) }
 	}
 	built, err := index.BuildLayer(ctx, &countingReader{body, sink.Read}, in)

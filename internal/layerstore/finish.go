@@ -37,7 +37,7 @@ func (l *Layer) Advance(ctx context.Context, budget int64) (int64, error) {
 // advance is Advance with hashMu held.
 func (l *Layer) advance(ctx context.Context, budget int64) (n int64, err error) {
 	if l.hashStale.Swap(false) {
-		l.sum = sha256.New()
+		l.sum, l.right = sha256.New(), false
 		l.hashed.Store(0)
 	}
 	bp := spanBuffers.Get().(*[]byte)
@@ -103,6 +103,9 @@ func (l *Layer) prove(ctx context.Context) (digest.Digest, error) {
 		if l.hashed.Load() == l.meta.TarBytes && !l.hashStale.Load() {
 			break
 		}
+	}
+	if l.right {
+		return "", l.markComplete()
 	}
 	got := digest.NewDigest(digest.SHA256, l.sum)
 	if got != l.meta.DiffID {

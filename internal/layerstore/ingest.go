@@ -2,10 +2,8 @@ package layerstore
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,9 +11,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// Ingest is a whole layer on its way in, written in order. It is used by one
-// goroutine, and ends with Seal, Commit or Abort; Abort after either of the
-// first two does nothing, so that it can be deferred.
+// Ingest is a whole layer on its way in, written in order, by a caller who
+// hashes what it writes. It is used by one goroutine, and ends with Seal, Commit or
+// Abort; Abort after either of the first two does nothing, so that it can be deferred.
 type Ingest struct {
 	store     *Store
 	blob      digest.Digest
@@ -23,7 +21,6 @@ type Ingest struct {
 	diffID    digest.Digest
 	dir       string
 	file      *os.File
-	sum       hash.Hash // nil: left to Finish
 	off       int64
 	flushed   int64
 	err       error // sticky; ErrClosed once it is over
@@ -41,7 +38,7 @@ func (s *Store) Ingest(ctx context.Context, blob digest.Digest, blobBytes int64,
 		return nil, err
 	}
 	defer e.unlock()
-	g := &Ingest{store: s, blob: blob, blobBytes: blobBytes, diffID: diffID, sum: sha256.New()}
+	g := &Ingest{store: s, blob: blob, blobBytes: blobBytes, diffID: diffID}
 	if g.dir, err = os.MkdirTemp(s.path(tmpDir), "ingest-"); err != nil {
 		return nil, fmt.Errorf("ingest layer %s: %w", blob, err)
 	}
@@ -51,11 +48,6 @@ func (s *Store) Ingest(ctx context.Context, blob digest.Digest, blobBytes int64,
 	return g, nil
 }
 
-// Defer leaves the comparison with the diffID to Finish, for a caller who has
-// compared the layer's bytes as served and does not want to wait for it. It is
-// called before the first Write.
-func (g *Ingest) Defer() { g.sum = nil }
-
 // Write appends to the tar. An error is a *WriteError and lasts: the ingest can
 // then only be aborted.
 func (g *Ingest) Write(p []byte) (int, error) {
@@ -63,9 +55,6 @@ func (g *Ingest) Write(p []byte) (int, error) {
 		return 0, g.err
 	}
 	n, err := g.file.WriteAt(p, g.off)
-	if g.sum != nil {
-		g.sum.Write(p[:n])
-	}
 	g.off += int64(n)
 	if err != nil {
 		g.err = &WriteError{
@@ -106,11 +95,11 @@ func (g *Ingest) Commit(ctx context.Context, spanDigests [][32]byte) (*Layer, er
 	return l, nil
 }
 
-// Seal ends an ingest whose bytes are all written: it compares their digest with
-// the diffID (*DiffIDError), unless that is deferred and nobody else has the layer, and puts the layer in its place, without waiting for
-// the disk. The layer is acquired; all its spans are here, and what is left to
-// do is a Finish, which has nothing to hash if it was not deferred. spanDigests are the sha256 of the
-// spans of SpanBytes, computed by the caller from what it wrote.
+// Seal ends an ingest whose bytes are all written, and puts the layer in its place,
+// without waiting for the disk. The caller has found the sha256 of what it wrote to be
+// the diffID; spanDigests are those of the spans of SpanBytes in it. The layer
+// is acquired; all its spans are here, and what is left to do is a Finish, which has
+// nothing to hash.
 //
 // A layer that is there already is treated so: a complete one stays, and the
 // ingest is dropped; one in use with the same span table gets the bytes; one in
@@ -129,11 +118,6 @@ func (g *Ingest) Seal(ctx context.Context, spanDigests [][32]byte) (*Layer, erro
 }
 
 func (g *Ingest) seal(ctx context.Context, spanDigests [][32]byte) (*Layer, error) {
-	if g.sum != nil {
-		if err := g.prove(); err != nil {
-			return nil, err
-		}
-	}
 	m := Meta{
 		Blob: g.blob, BlobBytes: g.blobBytes, DiffID: g.diffID,
 		TarBytes: g.off, SpanBytes: SpanBytes, SpanDigests: spanDigests,
@@ -167,29 +151,11 @@ func (g *Ingest) seal(ctx context.Context, spanDigests [][32]byte) (*Layer, erro
 	return l, nil
 }
 
-// prove compares what was written with the diffID, hashing it first if that was
-// deferred.
-func (g *Ingest) prove() error {
-	if g.sum == nil {
-		g.sum = sha256.New()
-		if _, err := io.Copy(g.sum, io.NewSectionReader(g.file, 0, g.off)); err != nil {
-			return fmt.Errorf("read %s: %w", filepath.Join(g.dir, tarName), err)
-		}
-	}
-	if got := digest.NewDigest(digest.SHA256, g.sum); got != g.diffID {
-		return &DiffIDError{Layer: g.blob, Want: g.diffID, Got: got}
-	}
-	return nil
-}
-
 // place finds or makes the layer that the ingest becomes, with the entry's gate
 // held; feed says that the bytes are still to be put into it.
 func (g *Ingest) place(e *entry, m Meta) (l *Layer, feed bool, err error) {
 	s := g.store
 	if l := e.layer.Load(); l != nil {
-		if err := g.prove(); err != nil { // it is to be judged by these bytes
-			return nil, false, err
-		}
 		c := conflict(&l.meta, &m, l.Complete())
 		if c == nil {
 			return l, !l.Complete(), nil
@@ -242,10 +208,8 @@ func (g *Ingest) install(m Meta) (*Layer, error) {
 	l.here.Store(m.TarBytes)
 	l.put.Store(m.TarBytes)
 	l.changes.Add(1)
-	if g.sum != nil {
-		l.sum = g.sum
-		l.hashed.Store(m.TarBytes)
-	}
+	l.right = true
+	l.hashed.Store(m.TarBytes)
 	return l, nil
 }
 

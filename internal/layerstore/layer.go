@@ -56,6 +56,7 @@ type Layer struct {
 	// hashMu guards the running digest of the tar's first hashed bytes.
 	hashMu    sync.Mutex
 	sum       hash.Hash
+	right     bool         // it is known to come out as the diffID: the ingest's caller has hashed it
 	hashed    atomic.Int64 // written under hashMu
 	hashStale atomic.Bool  // bits were taken back: begin again
 	flushed   atomic.Int64 // bytes put when write-back was last started
