@@ -21,6 +21,7 @@ type Ingest struct {
 	diffID    digest.Digest
 	dir       string
 	file      *os.File
+	direct    *directWriter // nil: all goes through the page cache
 	off       int64
 	flushed   int64
 	err       error // sticky; ErrClosed once it is over
@@ -45,6 +46,9 @@ func (s *Store) Ingest(ctx context.Context, blob digest.Digest, blobBytes int64,
 	if g.file, err = createTar(g.dir); err != nil {
 		return nil, fmt.Errorf("ingest layer %s: %w", blob, errors.Join(err, os.RemoveAll(g.dir)))
 	}
+	if blobBytes >= s.directFrom {
+		g.direct = newDirectWriter(g.dir, g.file)
+	}
 	return g, nil
 }
 
@@ -54,14 +58,19 @@ func (g *Ingest) Write(p []byte) (int, error) {
 	if g.err != nil {
 		return 0, g.err
 	}
+	if g.direct != nil {
+		if f := g.direct.failed.Load(); f != nil {
+			return 0, g.failed(f.off, directBytes, f.err)
+		}
+		if g.off%directBytes == 0 && len(p) == directBytes && g.direct.offer(p, g.off) {
+			g.off += directBytes
+			return len(p), nil
+		}
+	}
 	n, err := g.file.WriteAt(p, g.off)
 	g.off += int64(n)
 	if err != nil {
-		g.err = &WriteError{
-			Layer: g.blob, Span: int(g.off / SpanBytes), Path: g.file.Name(),
-			MissingBytes: int64(len(p) - n), Err: err,
-		}
-		return n, g.err
+		return n, g.failed(g.off, int64(len(p)-n), err)
 	}
 	if dirty := g.off - g.flushed; dirty >= writebackBytes {
 		// A hint: what is wrong with the disk, the sync will say.
@@ -69,6 +78,24 @@ func (g *Ingest) Write(p []byte) (int, error) {
 		g.flushed = g.off
 	}
 	return n, nil
+}
+
+// failed keeps the error of a write.
+func (g *Ingest) failed(off, missing int64, err error) error {
+	g.err = &WriteError{Layer: g.blob, Span: int(off / SpanBytes), Path: g.file.Name(), MissingBytes: missing, Err: err}
+	return g.err
+}
+
+// settle waits for the writes past the page cache.
+func (g *Ingest) settle() {
+	if g.direct == nil {
+		return
+	}
+	g.direct.close()
+	if f := g.direct.failed.Load(); f != nil && g.err == nil {
+		_ = g.failed(f.off, directBytes, f.err)
+	}
+	g.direct = nil
 }
 
 // Size returns how many bytes were written.
@@ -79,6 +106,7 @@ func (g *Ingest) Abort() error {
 	if errors.Is(g.err, ErrClosed) {
 		return nil
 	}
+	g.settle()
 	g.err = ErrClosed
 	return errors.Join(g.file.Close(), os.RemoveAll(g.dir))
 }
@@ -107,6 +135,7 @@ func (g *Ingest) Commit(ctx context.Context, spanDigests [][32]byte) (*Layer, er
 // wrong; an incomplete one nobody uses is replaced. One that is complete, or in
 // use, with another diffID is *ConflictError. Any error aborts.
 func (g *Ingest) Seal(ctx context.Context, spanDigests [][32]byte) (*Layer, error) {
+	g.settle()
 	if err := g.err; err != nil {
 		return nil, errors.Join(err, g.Abort())
 	}

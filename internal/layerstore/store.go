@@ -54,6 +54,7 @@ type Store struct {
 	serial atomic.Uint64 // for names in tmp
 
 	fdatasync, fsync func(*os.File) error // replaced by tests: disks that fail are hard to come by
+	directFrom       int64                // a constant but for tests
 
 	mu          sync.Mutex               // guards what follows
 	entries     map[digest.Digest]*entry // one a blob, never removed while open
@@ -77,7 +78,7 @@ func Open(dir string, opts Options) (*Store, error) {
 		return nil, fmt.Errorf("open layer store: %w", err)
 	}
 	s := &Store{
-		dir: dir, opts: opts, log: opts.Log, fdatasync: fdatasync, fsync: (*os.File).Sync,
+		dir: dir, opts: opts, log: opts.Log, fdatasync: fdatasync, fsync: (*os.File).Sync, directFrom: directFromBytes,
 		entries: map[digest.Digest]*entry{}, quarantined: map[quarantineKey]Info{},
 	}
 	if s.log == nil {
