@@ -31,7 +31,7 @@ import (
 const (
 	// memoryTarget is the heap that the daemon's garbage collector aims at by
 	// default; the buffers of transfers are bounded far below it.
-	memoryTarget = 112 << 20
+	memoryTarget = 128 << 20
 	// minMemory is what the daemon needs to be any good.
 	minMemory = 32 << 20
 )
