@@ -112,7 +112,7 @@ type decoded struct {
 // third: the largest layer of an image, at its end the only one, uses more cores than one.
 func (b *builder) run(ctx context.Context, r io.Reader) error {
 	// Not a sync.Pool, which every garbage collection empties.
-	free := make(chan []byte, 2*buildDepth+2)
+	free := make(chan []byte, 2*buildDepth+4)
 	for range cap(free) {
 		free <- make([]byte, SpanBytes)
 	}
@@ -121,15 +121,9 @@ func (b *builder) run(ctx context.Context, r io.Reader) error {
 	g.Go(func() error {
 		defer close(queue)
 		opts := inflate.ScanOptions{Format: b.layer.Format, SpanBytes: SpanBytes, MaxBytes: b.in.MaxBytes,
-			Prove: true, ProveBytes: b.in.ProveBytes}
+			Prove: true, ProveBytes: b.in.ProveBytes, Buffers: free}
 		result, err := inflate.Scan(ctx, r, opts, func(s *inflate.Span) error {
-			var buf []byte
-			select {
-			case buf = <-free:
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			d := &decoded{data: buf[:copy(buf, s.Data)], aux: encodeWindow(s.Point), span: Span{
+			d := &decoded{data: s.Data, aux: encodeWindow(s.Point), span: Span{
 				OffsetCompressed: s.Point.OffsetCompressed, BytesCompressed: s.EndCompressed - s.Point.OffsetCompressed,
 				Kind: s.Point.Kind, Skip: s.Point.Skip,
 			}}

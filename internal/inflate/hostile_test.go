@@ -223,7 +223,7 @@ func TestProve(t *testing.T) {
 	opts := ScanOptions{Format: Gzip, SpanBytes: MinSpanBytes, Prove: true}
 	s := lyingScanner{newGzipScanner(t.Context(), bytes.NewReader(blob), opts)}
 	calls := 0
-	_, err := scanProving(t.Context(), s, opts.SpanBytes, 0, func(*Span) error { calls++; return nil })
+	_, err := scanProving(t.Context(), s, opts, func(*Span) error { calls++; return nil })
 	if !errors.Is(err, ErrNotProven) || calls != 1 {
 		t.Errorf("got %v after %d spans", err, calls)
 	}

@@ -81,7 +81,7 @@ type Point struct {
 // Span is a run of output with the access point it starts at.
 type Span struct {
 	Point         Point  // its slices are valid only during the call
-	Data          []byte // the output; valid only during the call
+	Data          []byte // the output; valid only during the call, unless it is from ScanOptions.Buffers
 	EndCompressed int64  // blob bytes [Point.OffsetCompressed, EndCompressed) decode the span
 }
 
@@ -100,6 +100,9 @@ type ScanOptions struct {
 	// an access point adds to the stream (window, state of the block) shows in the
 	// first 64 KiB: later output refers to output that is proven.
 	ProveBytes int64
+	// Buffers gives memory of SpanBytes for each span's Data, which from then on is
+	// its receiver's. nil: Scan has its own.
+	Buffers <-chan []byte
 }
 
 // Limits of ScanOptions.SpanBytes. A span shorter than a window would let a

@@ -3,6 +3,7 @@ package inflate
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -306,5 +307,44 @@ func TestDetect(t *testing.T) {
 		if got := Detect([]byte(c.head)); got != c.want {
 			t.Errorf("Detect(%q) = %s, want %s", c.head, got, c.want)
 		}
+	}
+}
+
+// TestScanBuffers: memory that the caller gives for spans is the caller's again.
+func TestScanBuffers(t *testing.T) {
+	data := sample(9*MinSpanBytes + 5)
+	for name, opts := range map[string]ScanOptions{
+		"plain": {}, "gzip": {Format: Gzip}, "proven": {Format: Gzip, Prove: true}, "zstd": {Format: Zstd},
+	} {
+		t.Run(name, func(t *testing.T) {
+			blob := data
+			switch opts.Format {
+			case Gzip:
+				blob = gzipped(t, data, 6)
+			case Zstd:
+				blob = zstded(t, data)
+			}
+			buffers := make(chan []byte, 100)
+			for range cap(buffers) {
+				buffers <- make([]byte, MinSpanBytes)
+			}
+			opts.SpanBytes, opts.Buffers = MinSpanBytes, buffers
+			var got [][]byte
+			if _, err := Scan(t.Context(), bytes.NewReader(blob), opts, func(s *Span) error {
+				got = append(got, s.Data)
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(bytes.Join(got, nil), data) {
+				t.Error("what was handed out first changed later")
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			opts.Buffers = make(chan []byte) // nobody gives any
+			cancel()
+			if _, err := Scan(ctx, bytes.NewReader(blob), opts, func(*Span) error { return nil }); !errors.Is(err, context.Canceled) {
+				t.Errorf("without memory: %v", err)
+			}
+		})
 	}
 }

@@ -46,9 +46,9 @@ func Scan(ctx context.Context, r io.Reader, opts ScanOptions, fn func(*Span) err
 		s = &limitScanner{scanner: s, left: opts.MaxBytes}
 	}
 	if opts.Prove && opts.Format == Gzip {
-		return scanProving(ctx, s, opts.SpanBytes, opts.ProveBytes, fn)
+		return scanProving(ctx, s, opts, fn)
 	}
-	return scanSpans(s, opts.SpanBytes, fn)
+	return scanSpans(ctx, s, opts, fn)
 }
 
 // A scanner makes spans of one format.
@@ -68,12 +68,34 @@ type spanBuffer struct {
 	src    []byte            // the compressed bytes, if they are to be kept
 }
 
-func newSpanBuffer(spanBytes int64) *spanBuffer { return &spanBuffer{data: make([]byte, spanBytes)} }
+func newSpanBuffer(opts ScanOptions) *spanBuffer {
+	b := new(spanBuffer)
+	if opts.Buffers == nil {
+		b.data = make([]byte, opts.SpanBytes)
+	}
+	return b
+}
 
-func scanSpans(s scanner, spanBytes int64, fn func(*Span) error) (Result, error) {
-	b := newSpanBuffer(spanBytes)
+// renew takes memory for the next span, unless Scan has its own.
+func (b *spanBuffer) renew(ctx context.Context, opts ScanOptions) error {
+	if opts.Buffers == nil {
+		return nil
+	}
+	select {
+	case b.data = <-opts.Buffers:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func scanSpans(ctx context.Context, s scanner, opts ScanOptions, fn func(*Span) error) (Result, error) {
+	b := newSpanBuffer(opts)
 	for {
-		err := s.next(b)
+		err := b.renew(ctx, opts)
+		if err == nil {
+			err = s.next(b)
+		}
 		if err == io.EOF {
 			return s.result(), nil
 		}
@@ -91,36 +113,33 @@ func scanSpans(s scanner, spanBytes int64, fn func(*Span) error) (Result, error)
 const proveAhead = 3
 
 // scanProving decodes on this goroutine, and proves and hands out on another.
-func scanProving(ctx context.Context, s scanner, spanBytes, proveBytes int64, fn func(*Span) error) (Result, error) {
+func scanProving(ctx context.Context, s scanner, opts ScanOptions, fn func(*Span) error) (Result, error) {
 	free, full := make(chan *spanBuffer, proveAhead), make(chan *spanBuffer, proveAhead)
 	for range proveAhead {
-		free <- newSpanBuffer(spanBytes)
+		free <- newSpanBuffer(opts)
 	}
 	done := make(chan error, 1)
-	failed := make(chan struct{})
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	go func() {
-		err := proveSpans(full, free, proveBytes, fn)
+		err := proveSpans(full, free, opts.ProveBytes, fn)
 		done <- err
 		if err != nil {
-			close(failed)
+			stop()
 		}
 	}()
 	decodeErr := func() error {
 		defer close(full)
 		for {
 			select {
-			case <-failed:
-				return nil
-			default:
-			}
-			select {
 			case b := <-free:
+				if err := b.renew(ctx, opts); err != nil {
+					return err
+				}
 				if err := s.next(b); err != nil {
 					return err
 				}
 				full <- b
-			case <-failed:
-				return nil
 			case <-ctx.Done():
 				return ctx.Err()
 			}
