@@ -12,6 +12,8 @@ var useAsm = cpu.X86.HasBMI2 && cpu.X86.HasSSSE3
 func symbolsAsm(d *inflater, lastIn, lastOut int) (why stop, length, distance int)
 
 // patterns[d] repeats the first d of 16 bytes, as an index for PSHUFB.
+//
+//lint:ignore U1000 it is for symbolsAsm
 var patterns = [16][16]byte{
 	{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
 	{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0},
