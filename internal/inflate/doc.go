@@ -14,9 +14,10 @@
 // DEFLATE (RFC 1951) and gzip (RFC 1952) are decoded here: tables as in other
 // fast decoders (11 bits of input give a symbol), a loop that runs while there
 // is plenty of input and room (in Go, and the same in assembly), and a careful
-// one for the edges, that consumes not a bit more than its output needs. Zstandard (RFC 8878) frames are decoded
-// by a library; they can be entered at their starts only, so a point is the
-// nearest one and a number of output bytes to skip. Plain data needs no state.
+// one for the edges, that consumes not a bit more than its output needs.
+// Zstandard (RFC 8878) frames are decoded by a library; they can be entered at
+// their starts only, so a point is the nearest one and a number of output bytes
+// to skip. Plain data needs no state.
 //
 // Input may be hostile: output, compressed bytes a span, windows and gzip
 // headers are bounded, and corrupt data is a *CorruptError, never a panic or a
