@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"text/tabwriter"
@@ -114,7 +115,7 @@ func (o *daemonOptions) bind(cmd *cobra.Command) {
 	f.DurationVar(&o.readTimeout, "read-timeout", 0, "how long a read waits for a registry that is gone before it fails (default 1m)")
 	f.StringVar(&o.maxSize, "cache-max-size", "", "evict layers that nothing needs when all take more on disk: 50GB, or a share of the disk as in 50% (default no limit)")
 	f.StringVar(&o.minFree, "cache-min-free", "", "what to leave free on the disk: evict layers, then stop background hydration: 10GB, 5% (256 MiB at least)")
-	f.StringVar(&o.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 117MB)")
+	f.StringVar(&o.maxMemory, "max-memory", "", "what the daemon's memory aims at, its buffers included, such as 64MB (default 134MB)")
 	f.StringVar(&o.metrics, "metrics", "", "answer Prometheus at this address, such as 127.0.0.1:9798 (default not at all)")
 	f.StringVar(&o.web, "web", "", "show starts to browsers at this address, such as 127.0.0.1:9799 (default not at all); one that others reach needs --web-host")
 	f.StringSliceVar(&o.webHosts, "web-host", nil, "name by which browsers may call that address, besides localhost; repeatable")
@@ -137,6 +138,12 @@ func runDaemon(cmd *cobra.Command, g *globalOptions, opts *daemonOptions) error 
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(dc.MaxMemory)
 	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		// While all CPUs unpack, a reader's call is answered by the thread that is
+		// left: the kernel puts it before them, Go's scheduler after 10 ms.
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
+	}
+	go lockProgram(log)
 	if dc.Stored, err = systemd.Inherited(); err != nil {
 		return err
 	}
