@@ -16,8 +16,6 @@ import (
 // unifiedDir is where version 2 of cgroups is mounted beside version 1.
 const unifiedDir = "/sys/fs/cgroup/unified"
 
-func init() { runc.Monitor = hybridMonitor{runc.Monitor} }
-
 // unified returns the controllers that version 2 of cgroups has on a machine
 // that uses both ("hybrid"); elsewhere none.
 func unified() []string {
@@ -44,7 +42,7 @@ type hybridMonitor struct{ runc.ProcessMonitor }
 
 // Start implements [runc.ProcessMonitor].
 func (m hybridMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
-	if filepath.Base(c.Path) != "crun" || len(unified()) == 0 {
+	if filepath.Base(c.Args[0]) != "crun" || len(unified()) == 0 {
 		return m.ProcessMonitor.Start(c)
 	}
 	type started struct {

@@ -27,7 +27,11 @@ func Prefetch(ctx context.Context, runtime string) {
 	if name := filepath.Base(runtime); name != "crun" && name != "runc" {
 		return // not known to have --version
 	}
-	_ = exec.CommandContext(ctx, runtime, "--version").Run() // for the libraries
+	c := exec.CommandContext(ctx, runtime, "--version") // for the libraries
+	if sealed := useSealed(c); sealed != nil {
+		defer sealed.Close()
+	}
+	_ = c.Run()
 }
 
 // mostlyCached reports whether half of a file is in the page cache. Kernels that
