@@ -282,7 +282,11 @@ func (t *indexTask) verifyBundle(ctx context.Context, f *foundIndex, made *index
 		return "", err
 	}
 	defer layers.close()
-	err = h.Apply(ctx, body, runtime.NumCPU(), nil, func(int) bool { return true }, func(frame int, raw []byte) error {
+	u, err := startup.NewUnpacker(runtime.NumCPU(), h.RawBytes())
+	if err != nil {
+		return "", err
+	}
+	err = h.Apply(ctx, body, u, nil, func(int) bool { return true }, func(frame int, raw []byte) error {
 		for i := h.Frames[frame].First; i < h.Frames[frame].End; i++ {
 			p := &h.Pieces[i]
 			want, blob := make([]byte, p.Length), h.Layers[p.Layer].Blob

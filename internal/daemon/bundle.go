@@ -31,7 +31,8 @@ type bundle struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	open    func(ctx context.Context) (io.ReadCloser, error)
-	headed  chan struct{} // closed when its header is here
+	unpack  func() (*startup.Unpacker, error) // makes it once; only for who applies the bundle
+	headed  chan struct{}                     // closed when its header is here
 	header  *startup.Header
 	done    chan struct{} // closed when nothing more comes by it; also when it never started
 
@@ -60,6 +61,8 @@ func (d *Daemon) joinBundle(img *image, desc index.BundleDescriptor, early bool)
 	if b == nil || b.desc != desc {
 		b = &bundle{desc: desc, headed: make(chan struct{}), done: make(chan struct{})}
 		b.ctx, b.cancel = context.WithCancel(d.ctx)
+		unpack := sync.OnceValues(func() (*startup.Unpacker, error) { return startup.NewUnpacker(runtime.NumCPU(), desc.Bytes) })
+		b.unpack = unpack
 		b.open = func(ctx context.Context) (io.ReadCloser, error) { return d.readBundle(ctx, img, b) }
 		if d.bundles.all == nil {
 			d.bundles.all = map[digest.Digest]*bundle{}
@@ -69,6 +72,7 @@ func (d *Daemon) joinBundle(img *image, desc index.BundleDescriptor, early bool)
 		}
 		if early {
 			b.body, _ = b.open(b.ctx) // an error comes again when it is read
+			go unpack()
 		}
 	}
 	b.users++
@@ -80,7 +84,8 @@ func (d *Daemon) readBundle(ctx context.Context, img *image, b *bundle) (io.Read
 	if f, err := d.indexes.OpenBundle(img.digest, b.desc.Digest); err == nil {
 		return f, nil
 	}
-	return registry.Stream(registry.WithCounter(registry.WithCounter(ctx, &d.counts.bundles), &b.counter), img.repo, b.desc.Descriptor(), registry.StreamOptions{}), nil
+	return registry.Stream(registry.WithCounter(registry.WithCounter(ctx, &d.counts.bundles), &b.counter), img.repo, b.desc.Descriptor(),
+		registry.StreamOptions{Unverified: true}), nil // each piece has its digest
 }
 
 // leaveBundle ends one use of a bundle. After the last one nothing of it goes
@@ -153,6 +158,7 @@ func (d *Daemon) startBundle(m *mounted) {
 		defer close(b.done)
 		begun := time.Now()
 		ready, near, err := d.applyBundle(b, m, layers)
+		b.unpack = nil // and its buffers
 		switch {
 		case b.ctx.Err() != nil:
 			return
@@ -227,8 +233,12 @@ func (d *Daemon) streamBundle(ctx context.Context, b *bundle, m *mounted, layers
 		if err = d.makeRoom(ctx, need); err == nil {
 			err = s.frames(b.desc.HeaderBytes)
 		}
+		var u *startup.Unpacker
 		if err == nil {
-			err = h.Apply(ctx, s, runtime.NumCPU(), m.attached, want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
+			u, err = b.unpack()
+		}
+		if err == nil {
+			err = h.Apply(ctx, s, u, m.attached, want, func(frame int, raw []byte) error { return putFrame(h, frame, raw, places, s.feed) })
 		}
 	}
 	if err == nil && (m.Writable || m.Snapshot) {

@@ -138,14 +138,18 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	if err != nil {
 		return nil, err
 	}
+	made := make(chan error, 1)
+	go func() { made <- makeDirs(dir, req) }() // while the registry is waited for
 	t.bundle = mode != api.ModeEager
 	img, err := d.prepare(ctx, t)
-	if err != nil {
-		return nil, errors.Join(err, os.Remove(dir))
+	if img != nil {
+		defer func() { d.leaveBundle(img.run) }() // unless the mount has it
 	}
-	defer func() { d.leaveBundle(img.run) }() // unless the mount has it
-	if err := d.checkLimits(img.head); err != nil {
-		return nil, errors.Join(err, os.Remove(dir))
+	if err == nil {
+		err = d.checkLimits(img.head)
+	}
+	if err = errors.Join(err, <-made); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	img.background = d.backgroundRate(req.Background)
 	m := newMounted(dir)
@@ -154,13 +158,23 @@ func (d *Daemon) mount(ctx context.Context, t *task, req api.MountRequest, pid i
 	m.ImageDir, m.Writable = filepath.Join(m.dir, "image"), req.Dir == ""
 	if !m.Writable {
 		m.ImageDir = req.Dir
-	} else if err := os.Mkdir(m.ImageDir, 0o755); err != nil {
-		return nil, errors.Join(fmt.Errorf("make mount directory: %w", err), os.Remove(m.dir))
-	}
-	if m.Writable {
+	} else {
 		m.Pid, m.PidStart = pid, pidStart(pid)
 	}
 	return m, d.finishMount(ctx, t, m)
+}
+
+// makeDirs makes the directories of a container's root in the mount's own.
+func makeDirs(dir string, req api.MountRequest) error {
+	if req.Dir != "" { // it is somewhere else, and nothing is on top
+		return nil
+	}
+	for _, name := range []string{"image", "upper", "work", "rootfs", "bundle"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			return fmt.Errorf("make root of container: %w", err)
+		}
+	}
+	return nil
 }
 
 // finishMount mounts what m describes; after an error nothing is left of it.
@@ -373,14 +387,8 @@ func specLayers(layers []*layer) []mount.Layer {
 }
 
 func (d *Daemon) mountOverlay(m *mounted) error {
-	spec := mount.OverlaySpec{Lower: []string{m.ImageDir}, Upper: m.path("upper"), Work: m.path("work"), Dir: m.path("rootfs"),
-		Volatile: true} // it is thrown away with the container
-	for _, dir := range []string{spec.Upper, spec.Work, spec.Dir, m.path("bundle")} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return fmt.Errorf("make root of container: %w", err)
-		}
-	}
-	return mount.Overlay(spec)
+	return mount.Overlay(mount.OverlaySpec{Lower: []string{m.ImageDir}, Upper: m.path("upper"), Work: m.path("work"), Dir: m.path("rootfs"),
+		Volatile: true}) // it is thrown away with the container
 }
 
 func (m *mounted) path(name string) string { return filepath.Join(m.dir, name) }

@@ -30,6 +30,9 @@ type StreamOptions struct {
 	// first byte cost a third of a connection's time at 60 MB/s. Only buffers of
 	// about this size are used again.
 	ChunkBytes int
+	// Unverified leaves the blob's own digest aside: the caller has digests of all
+	// that it uses of it.
+	Unverified bool
 }
 
 // chunkBuffers keeps buffers of defaultChunkBytes. Not a sync.Pool, which every
@@ -49,7 +52,9 @@ func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts Strea
 		s.err = &Error{Op: "fetch blob", Reference: desc.Digest.String(), Err: err}
 		return s
 	}
-	s.hash = desc.Digest.Algorithm().Hash()
+	if !opts.Unverified {
+		s.hash = desc.Digest.Algorithm().Hash()
+	}
 	connections, chunkBytes := opts.Connections, opts.ChunkBytes
 	if connections <= 0 {
 		connections = defaultConnections
@@ -74,6 +79,7 @@ func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts Strea
 // chunk is one range in flight or waiting for the reader.
 type chunk struct {
 	buf    []byte
+	fresh  bool  // memory that was never used
 	filled int   // bytes of buf that are there; they do not change any more
 	err    error // why there are no more
 	done   bool  // the worker has left it
@@ -138,7 +144,7 @@ func (s *stream) work(ctx context.Context) {
 			return
 		}
 		off := int64(s.next) * s.chunkBytes
-		c := &chunk{buf: newBuffer(int(min(s.chunkBytes, s.desc.Size-off)))}
+		c := newChunk(int(min(s.chunkBytes, s.desc.Size-off)))
 		s.ring[s.next%len(s.ring)] = c
 		s.next++
 		s.mu.Unlock()
@@ -153,7 +159,15 @@ func (s *stream) work(ctx context.Context) {
 }
 
 func (s *stream) fill(ctx context.Context, c *chunk, off int64) error {
+	given := make(chan struct{})
+	go func() { // meanwhile the kernel gives the memory
+		defer close(given)
+		if c.fresh {
+			clear(c.buf)
+		}
+	}()
 	body, err := s.repo.ReadRange(ctx, s.desc, off, int64(len(c.buf)))
+	<-given
 	if err != nil {
 		return err
 	}
@@ -194,7 +208,7 @@ func (s *stream) Read(p []byte) (int, error) {
 			return 0, s.end(s.verified())
 		}
 		n := copy(p, part)
-		s.hash.Write(p[:n])
+		s.digest(p[:n])
 		s.advance(n)
 		return n, nil
 	}
@@ -263,7 +277,7 @@ func (s *stream) readSingle(p []byte) (int, error) {
 		}
 	}
 	n, err := s.body.Read(p)
-	s.hash.Write(p[:n])
+	s.digest(p[:n])
 	s.pos += int64(n)
 	if err == io.EOF {
 		err = s.verified()
@@ -274,13 +288,26 @@ func (s *stream) readSingle(p []byte) (int, error) {
 	return n, err
 }
 
-// verified is io.EOF if all bytes came and hash to the digest.
+func (s *stream) digest(b []byte) {
+	if s.hash != nil {
+		s.hash.Write(b)
+	}
+}
+
+// verified is io.EOF if all bytes came and, where that is asked for, hash to the digest.
 func (s *stream) verified() error {
-	err := error(&DigestError{Want: s.desc.Digest, Got: digestOf(s.desc.Digest.Algorithm(), s.hash)})
-	if s.pos != s.desc.Size {
+	var err error
+	switch {
+	case s.pos != s.desc.Size:
 		err = errShort
-	} else if err.(*DigestError).Got == s.desc.Digest {
+	case s.hash == nil:
 		return io.EOF
+	default:
+		got := digestOf(s.desc.Digest.Algorithm(), s.hash)
+		if got == s.desc.Digest {
+			return io.EOF
+		}
+		err = &DigestError{Want: s.desc.Digest, Got: got}
 	}
 	return &Error{Op: "fetch blob", Reference: s.desc.Digest.String(), Retryable: true, Err: err}
 }
@@ -319,16 +346,16 @@ func (s *stream) Close() error {
 	return nil
 }
 
-func newBuffer(n int) []byte {
+func newChunk(n int) *chunk {
 	if n <= defaultChunkBytes && n > defaultChunkBytes/2 {
 		select {
 		case b := <-chunkBuffers:
-			return b[:n]
+			return &chunk{buf: b[:n]}
 		default:
-			return make([]byte, n, defaultChunkBytes)
+			return &chunk{buf: make([]byte, n, defaultChunkBytes), fresh: true}
 		}
 	}
-	return make([]byte, n)
+	return &chunk{buf: make([]byte, n), fresh: true}
 }
 
 func freeBuffer(b []byte) {

@@ -33,26 +33,50 @@ func VerifyHeader(raw []byte, d index.BundleDescriptor) (*Header, error) {
 	return DecodeHeader(raw, d.Bytes)
 }
 
-// Apply reads the frames from r, which is behind the header, unpacks them on workers cores and calls
+// Unpacker unpacks the frames of one bundle after another.
+type Unpacker struct {
+	dec     *zstd.Decoder
+	workers int
+	spare   chan *frameBuffers // one more than workers, so that reading goes on meanwhile
+}
+
+// NewUnpacker makes what unpacks a bundle of the given size on workers cores. Its
+// buffers are memory that the kernel has given already: made while the bundle is
+// waited for, they cost nothing when it comes.
+func NewUnpacker(workers int, bytes int64) (*Unpacker, error) {
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxFrameRaw),
+		zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, fmt.Errorf("unpack start-up bundle: %w", err)
+	}
+	u := &Unpacker{dec: dec, workers: workers, spare: make(chan *frameBuffers, workers+1)}
+	for range cap(u.spare) {
+		b := new(frameBuffers)
+		if bytes > 0 { // else it is made when it is needed
+			*b = frameBuffers{make([]byte, frameMax+slackBytes), make([]byte, frameMax)}
+			clear(b.stored[:frameMax/2]) // what mostly is used
+			clear(b.raw)
+		}
+		u.spare <- b
+		bytes -= frameMax / 2
+	}
+	return u, nil
+}
+
+// Apply reads the frames from r, which is behind the header, unpacks them with u, which nobody else uses meanwhile, and calls
 // put for each, from several goroutines and nearly in order. raw is the pieces of
 // the frame one after another, and valid only during the call. A frame that want
 // does not want is read past. Until alone is closed, if it is not nil, one core is left to others.
 // The first error ends it, and is returned.
-func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, alone <-chan struct{}, want func(frame int) bool, put func(frame int, raw []byte) error) error {
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxFrameRaw),
-		zstd.WithDecodeAllCapLimit(true))
-	if err != nil {
-		return fmt.Errorf("unpack start-up bundle: %w", err)
-	}
-	defer dec.Close()
+func (h *Header) Apply(ctx context.Context, r io.Reader, u *Unpacker, alone <-chan struct{}, want func(frame int) bool, put func(frame int, raw []byte) error) error {
 	g, ctx := errgroup.WithContext(ctx)
-	cores := make(chan struct{}, workers)
-	for range workers {
+	cores := make(chan struct{}, u.workers)
+	for range u.workers {
 		cores <- struct{}{}
 	}
 	over := make(chan struct{})
 	defer close(over)
-	if workers > 1 && alone != nil {
+	if u.workers > 1 && alone != nil {
 		<-cores
 		go func() {
 			select {
@@ -68,10 +92,6 @@ func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, alone <-ch
 		}
 		return err
 	}
-	spare := make(chan *frameBuffers, workers+1) // one more than cores, so that reading goes on meanwhile
-	for range cap(spare) {
-		spare <- new(frameBuffers)
-	}
 	for i := range h.Frames {
 		f := &h.Frames[i]
 		if !want(i) {
@@ -82,22 +102,26 @@ func (h *Header) Apply(ctx context.Context, r io.Reader, workers int, alone <-ch
 		}
 		var b *frameBuffers
 		select {
-		case b = <-spare:
+		case b = <-u.spare:
 		case <-ctx.Done():
 			return ended(context.Cause(ctx))
 		}
-		if ctx.Err() != nil {
-			return ended(context.Cause(ctx))
-		}
 		b.grow(f)
-		if _, err := io.ReadFull(r, b.stored); err != nil {
-			return ended(fmt.Errorf("read start-up bundle: %w", err))
+		err := context.Cause(ctx)
+		if err == nil {
+			if _, err = io.ReadFull(r, b.stored); err != nil {
+				err = fmt.Errorf("read start-up bundle: %w", err)
+			}
+		}
+		if err != nil {
+			u.spare <- b
+			return ended(err)
 		}
 		g.Go(func() error {
-			defer func() { spare <- b }()
+			defer func() { u.spare <- b }()
 			<-cores // they come back
 			defer func() { cores <- struct{}{} }()
-			raw, err := dec.DecodeAll(b.stored, b.raw[:0:f.RawBytes])
+			raw, err := u.dec.DecodeAll(b.stored, b.raw[:0:f.RawBytes])
 			if err != nil || int64(len(raw)) != f.RawBytes {
 				return corrupt("frame %d unpacks to %d bytes, want %d (%v)", i, len(raw), f.RawBytes, err)
 			}

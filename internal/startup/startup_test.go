@@ -81,7 +81,7 @@ func (w *world) open(t testing.TB, b *index.Bundle) *Header {
 	}
 	var mu sync.Mutex
 	seen := map[int]bool{}
-	err = h.Apply(t.Context(), r, 2, nil, func(int) bool { return true }, func(frame int, raw []byte) error {
+	err = h.Apply(t.Context(), r, unpacker(t, 2), nil, func(int) bool { return true }, func(frame int, raw []byte) error {
 		mu.Lock()
 		defer mu.Unlock()
 		seen[frame] = true
@@ -189,7 +189,7 @@ func TestDamaged(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return h.Apply(t.Context(), r, 2, nil, func(int) bool { return true }, func(frame int, raw []byte) error {
+		return h.Apply(t.Context(), r, unpacker(t, 2), nil, func(int) bool { return true }, func(frame int, raw []byte) error {
 			f := h.Frames[frame]
 			for _, p := range h.Pieces[f.First:f.End] {
 				if sha256.Sum256(raw[:p.Length]) != p.Digest {
@@ -221,16 +221,16 @@ func TestApplyEnds(t *testing.T) {
 	h := w.open(t, b)
 	r := func() *bytes.Reader { return bytes.NewReader(b.Blob[b.HeaderBytes:]) }
 	errTest := errors.New("test")
-	if err := h.Apply(t.Context(), r(), 2, nil, func(int) bool { return true }, func(int, []byte) error { return errTest }); !errors.Is(err, errTest) {
+	if err := h.Apply(t.Context(), r(), unpacker(t, 2), nil, func(int) bool { return true }, func(int, []byte) error { return errTest }); !errors.Is(err, errTest) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.Apply(ctx, r(), 2, nil, func(int) bool { return true }, func(int, []byte) error { return nil }); err == nil {
+	if err := h.Apply(ctx, r(), unpacker(t, 2), nil, func(int) bool { return true }, func(int, []byte) error { return nil }); err == nil {
 		t.Error("no error of a context that has ended")
 	}
 	n := 0
-	if err := h.Apply(t.Context(), r(), 1, nil, func(i int) bool { return i == 3 }, func(i int, _ []byte) error { n += i; return nil }); err != nil || n != 3 {
+	if err := h.Apply(t.Context(), r(), unpacker(t, 1), nil, func(i int) bool { return i == 3 }, func(i int, _ []byte) error { n += i; return nil }); err != nil || n != 3 {
 		t.Errorf("frames that are not wanted: %d, %v", n, err)
 	}
 }
@@ -303,11 +303,20 @@ func FuzzDecodeHeader(f *testing.F) {
 			t.Fatalf("another header comes back (%v)", err)
 		}
 		// What is not a frame is an error, never more than the header says.
-		_ = h.Apply(t.Context(), bytes.NewReader(frames), 2, nil, func(int) bool { return true }, func(i int, raw []byte) error {
+		_ = h.Apply(t.Context(), bytes.NewReader(frames), unpacker(t, 2), nil, func(int) bool { return true }, func(i int, raw []byte) error {
 			if int64(len(raw)) != h.Frames[i].RawBytes {
 				t.Errorf("frame %d has %d bytes", i, len(raw))
 			}
 			return nil
 		})
 	})
+}
+
+func unpacker(t testing.TB, workers int) *Unpacker {
+	t.Helper()
+	u, err := NewUnpacker(workers, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
 }
