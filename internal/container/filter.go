@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
+	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -20,20 +23,36 @@ import (
 // https://github.com/containers/crun/blob/main/crun.1.md
 const filterAnnotation = "run.oci.seccomp_bpf_data"
 
-// addFilter gives the runtime the specification's seccomp profile compiled, if
-// the runtime takes such and the profile is one that [compileProfile] knows.
-func addFilter(spec *specs.Spec, runtime string) {
-	if filepath.Base(runtime) != "crun" || spec.Linux.Seccomp == nil {
-		return
-	}
-	program, err := compileProfile(spec.Linux.Seccomp)
+// profile is the seccomp profile of all containers: what a container may do
+// depends on its capabilities, and they all have the same.
+type profile struct {
+	linux  *specs.LinuxSeccomp // to be left as it is
+	filter string              // compiled, as crun takes it; empty where that cannot be done
+}
+
+// dockerProfile is Docker's profile. It takes some milliseconds once.
+var dockerProfile = sync.OnceValues(func() (profile, error) {
+	linux, err := seccomp.GetDefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: specCapabilities(0)}})
 	if err != nil {
-		return // the runtime may know better
+		return profile{}, fmt.Errorf("make seccomp profile for %s: %w", runtime.GOARCH, err)
+	}
+	program, err := compileProfile(linux)
+	if err != nil {
+		return profile{linux: linux}, nil // the runtime may know better
+	}
+	return profile{linux, base64.StdEncoding.EncodeToString(encodeProgram(program))}, nil
+})
+
+// addFilter gives the runtime the seccomp profile compiled, if it is crun.
+func addFilter(spec *specs.Spec, runtime string) {
+	p, err := dockerProfile()
+	if filepath.Base(runtime) != "crun" || err != nil || p.filter == "" {
+		return
 	}
 	if spec.Annotations == nil {
 		spec.Annotations = map[string]string{}
 	}
-	spec.Annotations[filterAnnotation] = base64.StdEncoding.EncodeToString(encodeProgram(program))
+	spec.Annotations[filterAnnotation] = p.filter
 }
 
 // Offsets in the kernel's struct seccomp_data (seccomp(2)); all little-endian here.

@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Prefetch has the kernel read an OCI runtime's program and libraries, while an
-// image is waited for: a runtime that was not used for long costs up to half of
-// a container's creation. It does nothing when the program is in memory already,
-// and what fails here fails again, with an error, when the runtime is used.
+// Prefetch makes what [Run] needs of any container while an image is waited for,
+// and has the kernel read an OCI runtime's program and libraries, if they are not
+// in memory: a runtime that was not used for long costs up to half of a container's
+// creation. What fails here fails again, with an error, when it is used.
 func Prefetch(ctx context.Context, runtime string) {
+	_, _ = dockerProfile()
 	f, err := os.Open(runtime)
 	if err != nil {
 		return

@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// memfdName is what crun calls such a copy where it makes one itself: tools that
+// watch what is executed from memory may know it.
+const memfdName = "crun_cloned:/proc/self/exe"
+
 func init() { runc.Monitor = sealingMonitor{hybridMonitor{runc.Monitor}} }
 
 // sealingMonitor runs crun from a sealed copy in memory. So that no container can
@@ -53,9 +57,9 @@ func seal(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(memfdName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3 there is no other kind
-		fd, err = unix.MemfdCreate(filepath.Base(path), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		fd, err = unix.MemfdCreate(memfdName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)

@@ -8,11 +8,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
-	"github.com/moby/profiles/seccomp"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -85,9 +83,11 @@ func Spec(opts Options) (*specs.Spec, error) {
 			ReadonlyPaths: readonlyPaths,
 		},
 	}
-	if spec.Linux.Seccomp, err = seccomp.GetDefaultProfile(spec); err != nil {
-		return nil, fmt.Errorf("make seccomp profile for %s: %w", runtime.GOARCH, err)
+	p, err := dockerProfile()
+	if err != nil {
+		return nil, err
 	}
+	spec.Linux.Seccomp = p.linux
 	return spec, nil
 }
 
