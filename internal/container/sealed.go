@@ -1,10 +1,13 @@
 package container
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 
 	"github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
@@ -24,17 +27,30 @@ type sealingMonitor struct{ runc.ProcessMonitor }
 
 // Start implements [runc.ProcessMonitor].
 func (m sealingMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
-	if f := useSealed(c); f != nil {
-		defer f.Close() // the process has it by then
+	path := c.Path
+	f := useSealed(c)
+	if f == nil {
+		return m.ProcessMonitor.Start(c)
 	}
-	return m.ProcessMonitor.Start(c)
+	defer f.Close() // the process has it by then
+	exit, err := m.ProcessMonitor.Start(c)
+	if errors.Is(err, fs.ErrPermission) {
+		refused.Store(true)
+		return m.ProcessMonitor.Start(&exec.Cmd{Path: path, Args: c.Args, Env: c.Env, Dir: c.Dir,
+			Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, ExtraFiles: c.ExtraFiles, SysProcAttr: c.SysProcAttr})
+	}
+	return exit, err
 }
+
+// refused is set once something on this machine, such as a security module, has
+// not let a sealed copy run.
+var refused atomic.Bool
 
 // useSealed has a command that is crun run from a sealed copy, the file it
 // returns, which is to be closed once the command has started. Where that cannot be
 // done the command stays as it is, and the file is nil.
 func useSealed(c *exec.Cmd) *os.File {
-	if filepath.Base(c.Path) != "crun" {
+	if filepath.Base(c.Path) != "crun" || refused.Load() {
 		return nil
 	}
 	f, err := seal(c.Path)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
 )
 
@@ -95,4 +96,43 @@ func TestSealedNot(t *testing.T) {
 			t.Errorf("%s became %s", path, c.Path)
 		}
 	}
+}
+
+// Where a sealed copy may not be executed, crun runs as it is.
+func TestSealedRefused(t *testing.T) {
+	needCrun(t)
+	defer refused.Store(false)
+	path, err := FindRuntime("crun")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := sealingMonitor{refusingMonitor{runc.Monitor.(sealingMonitor).ProcessMonitor}}
+	var out bytes.Buffer
+	for range 2 { // the second time it is known
+		out.Reset()
+		c := exec.Command(path, "--version")
+		c.Stdout = &out
+		exit, err := m.Start(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := <-exit; e.Status != 0 || !strings.HasPrefix(out.String(), "crun") {
+			t.Errorf("status %d: %s", e.Status, &out)
+		}
+		if !refused.Load() {
+			t.Error("it was not refused")
+		}
+	}
+}
+
+// refusingMonitor does what a security module does to programs in memory.
+type refusingMonitor struct{ runc.ProcessMonitor }
+
+func (m refusingMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
+	if strings.HasPrefix(c.Path, "/proc/") {
+		if err := os.Chmod(c.Path, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	return m.ProcessMonitor.Start(c)
 }
