@@ -1,9 +1,8 @@
 package container
 
 import (
-	"errors"
+	"debug/elf"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,19 +24,22 @@ func init() { runc.Monitor = sealingMonitor{hybridMonitor{runc.Monitor}} }
 // busy CPUs, whose state the unmount waits for. From what is sealed it just runs.
 type sealingMonitor struct{ runc.ProcessMonitor }
 
-// Start implements [runc.ProcessMonitor].
+// Start implements [runc.ProcessMonitor]. Where the copy cannot be executed crun
+// runs as it is; an error names that, and not the copy.
 func (m sealingMonitor) Start(c *exec.Cmd) (chan runc.Exit, error) {
-	path := c.Path
+	plain := *c
 	f := useSealed(c)
 	if f == nil {
 		return m.ProcessMonitor.Start(c)
 	}
 	defer f.Close() // the process has it by then
 	exit, err := m.ProcessMonitor.Start(c)
-	if errors.Is(err, fs.ErrPermission) {
+	if err == nil {
+		return exit, nil
+	}
+	*c = plain
+	if exit, err = m.ProcessMonitor.Start(c); err == nil {
 		refused.Store(true)
-		return m.ProcessMonitor.Start(&exec.Cmd{Path: path, Args: c.Args, Env: c.Env, Dir: c.Dir,
-			Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, ExtraFiles: c.ExtraFiles, SysProcAttr: c.SysProcAttr})
 	}
 	return exit, err
 }
@@ -53,12 +55,17 @@ func useSealed(c *exec.Cmd) *os.File {
 	if filepath.Base(c.Path) != "crun" || refused.Load() {
 		return nil
 	}
+	// Not /proc/self: the child may have another file by this number. Nor
+	// os.Getpid: /proc may be that of another PID namespace.
+	self, err := os.Readlink("/proc/self")
+	if err != nil {
+		return nil
+	}
 	f, err := seal(c.Path)
 	if err != nil {
 		return nil
 	}
-	// Not /proc/self: the child may have another file by this number.
-	c.Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
+	c.Path = fmt.Sprintf("/proc/%s/fd/%d", self, f.Fd())
 	return f
 }
 
@@ -73,6 +80,9 @@ func seal(path string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !isELF(program) { // a script is opened by its interpreter, after the copy is closed
+		return nil, fmt.Errorf("%s is not an ELF file", path)
+	}
 	fd, err := unix.MemfdCreate(memfdName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3 there is no other kind
 		fd, err = unix.MemfdCreate(memfdName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -86,6 +96,12 @@ func seal(path string) (*os.File, error) {
 		return nil, fmt.Errorf("copy %s: %w", path, err)
 	}
 	return f, nil
+}
+
+func isELF(f *os.File) bool {
+	magic := make([]byte, len(elf.ELFMAG))
+	_, err := f.ReadAt(magic, 0)
+	return err == nil && string(magic) == elf.ELFMAG
 }
 
 func copySealed(to, from *os.File, size int64) error {

@@ -2,16 +2,21 @@ package container
 
 import (
 	"bytes"
+	"context"
+	"debug/elf"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
+
+	"github.com/thaw-project/thaw/internal/testenv"
 )
 
 // A container's first process is crun until it is started: one that nobody can
@@ -88,9 +93,14 @@ func TestSealedCopy(t *testing.T) {
 	}
 }
 
-// Another runtime, and a crun that is not there, are run as they are.
+// Another runtime, a crun that is not there and one that is a script, which its
+// interpreter opens later, are run as they are.
 func TestSealedNot(t *testing.T) {
-	for _, path := range []string{"/usr/sbin/runc", filepath.Join(t.TempDir(), "crun")} {
+	script := filepath.Join(t.TempDir(), "crun")
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/usr/sbin/runc", filepath.Join(t.TempDir(), "crun"), script} {
 		c := &exec.Cmd{Path: path}
 		if f := useSealed(c); f != nil || c.Path != path {
 			t.Errorf("%s became %s", path, c.Path)
@@ -122,6 +132,60 @@ func TestSealedRefused(t *testing.T) {
 		if !refused.Load() {
 			t.Error("it was not refused")
 		}
+	}
+}
+
+// What runs in the place of a copy ends with its context as well.
+func TestSealedRefusedContext(t *testing.T) {
+	defer refused.Store(false)
+	path, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Skip(err)
+	}
+	program, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	crun := filepath.Join(t.TempDir(), "crun")
+	if err := os.WriteFile(crun, program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	c := exec.CommandContext(ctx, crun, "1000")
+	c.Args[0] = "sleep" // some are many programs
+	m := sealingMonitor{refusingMonitor{runc.Monitor.(sealingMonitor).ProcessMonitor}}
+	exit, err := m.Start(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Path != crun || c.Process == nil {
+		t.Errorf("%s has process %v", c.Path, c.Process)
+	}
+	cancel()
+	if e := <-exit; e.Status == 0 {
+		t.Error("it ended by itself")
+	}
+}
+
+// An error names the program, and is no reason not to try the next copy.
+func TestSealedError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "crun")
+	if err := os.WriteFile(path, []byte(elf.ELFMAG+"garbage"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := runc.Monitor.Start(exec.Command(path)); err == nil || !strings.Contains(err.Error(), path) || refused.Load() {
+		t.Errorf("refused %t, error %v", refused.Load(), err)
+	}
+}
+
+// In a PID namespace with another's /proc no other process's file is executed.
+func TestSealedPIDNamespace(t *testing.T) {
+	testenv.NeedRoot(t)
+	needCrun(t)
+	c := exec.Command("/proc/self/exe", "-test.run=^TestSealedCopy$")
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
