@@ -151,6 +151,9 @@ func TestNoRegistry(t *testing.T) {
 			if over, starved := watch.Over(limit); over {
 				t.Errorf("took %v, the machine was busy for %v", watch.Took(), starved)
 			}
+			if left, _ := filepath.Glob(filepath.Join(n.root, "mounts", "*")); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
 		})
 	}
 }

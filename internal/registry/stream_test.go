@@ -120,6 +120,11 @@ func TestStreamVerifies(t *testing.T) {
 			if _, err := s.Read(make([]byte, 1)); !errors.As(err, &wrong) {
 				t.Errorf("then %v", err)
 			}
+			own := Stream(t.Context(), w.repo(w.client(Options{}), "localhost:1/a/b"), d, StreamOptions{ChunkBytes: 1 << 20, Unverified: true})
+			defer own.Close()
+			if n, err := io.Copy(io.Discard, own); n != d.Size || err != nil {
+				t.Errorf("%d bytes of which the caller has digests, and %v", n, err)
+			}
 		})
 	}
 }

@@ -63,11 +63,12 @@ func NewUnpacker(workers int, bytes int64) (*Unpacker, error) {
 	return u, nil
 }
 
-// Apply reads the frames from r, which is behind the header, unpacks them with u, which nobody else uses meanwhile, and calls
-// put for each, from several goroutines and nearly in order. raw is the pieces of
-// the frame one after another, and valid only during the call. A frame that want
-// does not want is read past. Until alone is closed, if it is not nil, one core is left to others.
-// The first error ends it, and is returned.
+// Apply reads the frames from r, which is behind the header, unpacks them with u,
+// which nobody else uses meanwhile, and calls put for each, from several goroutines
+// and nearly in order. raw is the pieces of the frame one after another, and valid
+// only during the call. A frame that want does not want is read past. Until alone
+// is closed, if it is not nil, one core is left to others. The first error ends it,
+// and is returned; u can be used again.
 func (h *Header) Apply(ctx context.Context, r io.Reader, u *Unpacker, alone <-chan struct{}, want func(frame int) bool, put func(frame int, raw []byte) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	cores := make(chan struct{}, u.workers)

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -221,13 +222,36 @@ func TestApplyEnds(t *testing.T) {
 	h := w.open(t, b)
 	r := func() *bytes.Reader { return bytes.NewReader(b.Blob[b.HeaderBytes:]) }
 	errTest := errors.New("test")
-	if err := h.Apply(t.Context(), r(), unpacker(t, 2), nil, func(int) bool { return true }, func(int, []byte) error { return errTest }); !errors.Is(err, errTest) {
+	u := unpacker(t, 2)
+	if err := h.Apply(t.Context(), r(), u, nil, func(int) bool { return true }, func(int, []byte) error { return errTest }); !errors.Is(err, errTest) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := h.Apply(ctx, r(), unpacker(t, 2), nil, func(int) bool { return true }, func(int, []byte) error { return nil }); err == nil {
+	if err := h.Apply(ctx, r(), u, nil, func(int) bool { return true }, func(int, []byte) error { return nil }); err == nil {
 		t.Error("no error of a context that has ended")
+	}
+	short := bytes.NewReader(b.Blob[b.HeaderBytes : len(b.Blob)-1])
+	if err := h.Apply(t.Context(), short, u, nil, func(int) bool { return true }, func(int, []byte) error { return nil }); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("error %v of a bundle that is cut off", err)
+	}
+	// What unpacked those unpacks the next try.
+	var mu sync.Mutex
+	pieces := 0
+	err := h.Apply(t.Context(), r(), u, nil, func(int) bool { return true }, func(frame int, raw []byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, p := range h.Pieces[h.Frames[frame].First:h.Frames[frame].End] {
+			if sha256.Sum256(raw[:p.Length]) != p.Digest {
+				t.Errorf("frame %d is wrong", frame)
+			}
+			raw = raw[p.Length:]
+			pieces++
+		}
+		return nil
+	})
+	if err != nil || pieces != len(h.Pieces) || len(u.spare) != cap(u.spare) {
+		t.Errorf("%d pieces of %d, %d buffers of %d, error %v", pieces, len(h.Pieces), len(u.spare), cap(u.spare), err)
 	}
 	n := 0
 	if err := h.Apply(t.Context(), r(), unpacker(t, 1), nil, func(i int) bool { return i == 3 }, func(i int, _ []byte) error { n += i; return nil }); err != nil || n != 3 {
