@@ -454,6 +454,32 @@ func TestCleanupAfterTheClientDied(t *testing.T) {
 	})
 }
 
+// A daemon cleans up while the container's thaw run does the same, and removes the
+// bundle: nothing of it comes back.
+func TestCleanupByTwo(t *testing.T) {
+	forEachRuntime(t, func(t *testing.T, opts Options) {
+		for range 10 {
+			opts.Bundle = filepath.Join(t.TempDir(), "bundle")
+			if err := os.Mkdir(opts.Bundle, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			opts.Args = []string{"spawn", "stay"}
+			out, wait := run(t, t.Context(), opts)
+			expect(t, out, "waiting")
+			err := Cleanup(t.Context(), opts.Runtime, opts.ID, opts.Bundle)
+			if err = errors.Join(err, os.RemoveAll(opts.Bundle)); err != nil {
+				t.Fatal(err)
+			}
+			if code, err := wait(); err != nil || code != 137 {
+				t.Errorf("code %d: %v", code, err)
+			}
+			if _, err := os.Lstat(opts.Bundle); err == nil {
+				t.Fatal("the bundle is there again")
+			}
+		}
+	})
+}
+
 // TestCleanupWithoutState: the runtime's state is lost, its processes are not.
 func TestCleanupWithoutState(t *testing.T) {
 	forEachRuntime(t, func(t *testing.T, opts Options) {

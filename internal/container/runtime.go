@@ -86,6 +86,7 @@ func Cleanup(ctx context.Context, runtime, id, bundle string) error {
 func cleanup(ctx context.Context, client *runc.Runc, id, bundle string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
 	defer cancel()
+	defer lockBundle(ctx, bundle)()
 	state := filepath.Join(client.Root, id)
 	var deleted error
 	if _, err := os.Lstat(state); err == nil {
@@ -99,6 +100,28 @@ func cleanup(ctx context.Context, client *runc.Runc, id, bundle string) error {
 		return fmt.Errorf("clean up container %s: %w", id, err)
 	}
 	return nil
+}
+
+// lockBundle waits until nobody else cleans up the container, and returns what
+// ends that: a daemon may, and a thaw run whose daemon had died. The one that comes
+// second finds nothing to delete; a runtime that was at it when the other removed the
+// bundle would make its directories anew. One that hangs is not waited for long.
+func lockBundle(ctx context.Context, bundle string) (unlock func()) {
+	f, err := os.Open(bundle)
+	if err != nil {
+		return func() {} // it is gone
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
+		select {
+		case <-time.After(2 * time.Millisecond):
+			continue
+		case <-ctx.Done():
+		}
+		break
+	}
+	return func() { f.Close() }
 }
 
 // cgroupRoots returns where cgroup hierarchies of either version are mounted.
