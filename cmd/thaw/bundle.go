@@ -282,7 +282,7 @@ func (t *indexTask) verifyBundle(ctx context.Context, f *foundIndex, made *index
 		return "", err
 	}
 	defer layers.close()
-	u, err := startup.NewUnpacker(runtime.NumCPU(), h.RawBytes())
+	u, err := startup.NewUnpacker(runtime.NumCPU(), 0)
 	if err != nil {
 		return "", err
 	}

@@ -72,7 +72,7 @@ func (d *Daemon) joinBundle(img *image, desc index.BundleDescriptor, early bool)
 		}
 		if early {
 			b.body, _ = b.open(b.ctx) // an error comes again when it is read
-			go unpack()
+			d.wg.Go(func() { _, _ = unpack() })
 		}
 	}
 	b.users++

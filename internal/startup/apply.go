@@ -33,6 +33,9 @@ func VerifyHeader(raw []byte, d index.BundleDescriptor) (*Header, error) {
 	return DecodeHeader(raw, d.Bytes)
 }
 
+// maxReady bounds what bundles that do not come hold on a machine of many cores.
+const maxReady = 8
+
 // Unpacker unpacks the frames of one bundle after another.
 type Unpacker struct {
 	dec     *zstd.Decoder
@@ -40,25 +43,25 @@ type Unpacker struct {
 	spare   chan *frameBuffers // one more than workers, so that reading goes on meanwhile
 }
 
-// NewUnpacker makes what unpacks a bundle of the given size on workers cores. Its
-// buffers are memory that the kernel has given already: made while the bundle is
-// waited for, they cost nothing when it comes.
-func NewUnpacker(workers int, bytes int64) (*Unpacker, error) {
+// NewUnpacker makes what unpacks a bundle on workers cores. Some of its buffers, as
+// a bundle of storedBytes needs them, are memory that the kernel has given already:
+// made while the bundle is waited for, they cost nothing when it comes.
+func NewUnpacker(workers int, storedBytes int64) (*Unpacker, error) {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(workers), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxFrameRaw),
 		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("unpack start-up bundle: %w", err)
 	}
 	u := &Unpacker{dec: dec, workers: workers, spare: make(chan *frameBuffers, workers+1)}
-	for range cap(u.spare) {
+	const mostly = frameMax / 2 // is what a frame is stored in
+	for i := range cap(u.spare) {
 		b := new(frameBuffers)
-		if bytes > 0 { // else it is made when it is needed
+		if i < maxReady && int64(i)*mostly < storedBytes { // else it is made when it is needed
 			*b = frameBuffers{make([]byte, frameMax+slackBytes), make([]byte, frameMax)}
-			clear(b.stored[:frameMax/2]) // what mostly is used
+			clear(b.stored[:mostly])
 			clear(b.raw)
 		}
 		u.spare <- b
-		bytes -= frameMax / 2
 	}
 	return u, nil
 }

@@ -259,6 +259,29 @@ func TestApplyEnds(t *testing.T) {
 	}
 }
 
+// Many cores do not make many buffers before a bundle is here.
+func TestUnpackerReady(t *testing.T) {
+	for _, c := range []struct {
+		workers     int
+		storedBytes int64
+		ready       int
+	}{{2, 0, 0}, {2, 1, 1}, {2, 1 << 20, 2}, {2, 1 << 30, 3}, {64, 1 << 30, maxReady}} {
+		u, err := NewUnpacker(c.workers, c.storedBytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready := 0
+		for range cap(u.spare) {
+			if b := <-u.spare; b.raw != nil {
+				ready++
+			}
+		}
+		if ready != c.ready {
+			t.Errorf("%d cores, %d bytes: %d buffers, want %d", c.workers, c.storedBytes, ready, c.ready)
+		}
+	}
+}
+
 func TestHostileHeader(t *testing.T) {
 	w := newWorld(4<<20, 1<<20)
 	b := w.build(t, w.trace([3]int64{0, 0, 2 << 20}, [3]int64{1, 0, 1 << 20}))
