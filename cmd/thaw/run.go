@@ -352,9 +352,15 @@ func (r *runner) mark(phase string, at time.Time) {
 // and, once the container is ready, for what it holds back until then. A daemon that
 // died meanwhile does none of that.
 func (r *runner) tell(ctx context.Context) {
+	// Also of a container that has ended already.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tellTimeout)
+	defer cancel()
 	r.times.Begun, r.times.ReadyComes = r.line.begun, r.opts.ready != ""
 	_ = r.client.Tell(ctx, r.mount.ID, r.times)
 }
+
+// tellTimeout bounds what a daemon that hangs costs.
+const tellTimeout = 2 * time.Second
 
 // snapshot notes what the start has cost so far and prints the timeline.
 func (r *runner) snapshot(ctx context.Context) {
