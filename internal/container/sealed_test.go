@@ -137,10 +137,11 @@ func TestSealedRefused(t *testing.T) {
 
 // What runs in the place of a copy ends with its context as well.
 func TestSealedRefusedContext(t *testing.T) {
+	testenv.NeedTool(t, "sleep")
 	defer refused.Store(false)
 	path, err := exec.LookPath("sleep")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	program, err := os.ReadFile(path)
 	if err != nil {
