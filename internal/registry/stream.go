@@ -14,6 +14,8 @@ const (
 	defaultConnections = 8
 	defaultChunkBytes  = 2 << 20
 	minChunkBytes      = 512 << 10
+	// stepUnit is what the steps from one of the first chunks to the next are multiples of.
+	stepUnit = 64 << 10
 	// stepBytes is how much a chunk grows by before its reader is woken.
 	stepBytes = 128 << 10
 	// slackChunks are buffers beyond the connections, so that no connection
@@ -26,9 +28,9 @@ type StreamOptions struct {
 	// Connections is the number of ranges in flight; 0 is 8: enough for
 	// 250 MB/s from a registry that gives a connection 60.
 	Connections int
-	// ChunkBytes is the size of a range; 0 is 2 MiB, which makes 20 ms to the
+	// ChunkBytes is the most that a range has; 0 is 2 MiB, which makes 20 ms to the
 	// first byte cost a third of a connection's time at 60 MB/s. Only buffers of
-	// about this size are used again.
+	// more than half of this size are used again.
 	ChunkBytes int
 	// Unverified leaves the blob's own digest aside: the caller has digests of all
 	// that it uses of it.
@@ -46,7 +48,7 @@ var chunkBuffers = make(chan []byte, 2*(defaultConnections+slackChunks))
 // ranges it falls back to one request. Close stops it and waits for its
 // goroutines; the context ends it as well.
 func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts StreamOptions) io.ReadCloser {
-	s := &stream{ctx: ctx, repo: repo, desc: desc}
+	s := &stream{ctx: ctx, repo: repo, desc: desc, connections: opts.Connections, chunkBytes: int64(opts.ChunkBytes)}
 	s.cond.L = &s.mu
 	if err := checkRange(desc, 0, desc.Size); err != nil {
 		s.err = &Error{Op: "fetch blob", Reference: desc.Digest.String(), Err: err}
@@ -55,29 +57,39 @@ func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts Strea
 	if !opts.Unverified {
 		s.hash = desc.Digest.Algorithm().Hash()
 	}
-	connections, chunkBytes := opts.Connections, opts.ChunkBytes
-	if connections <= 0 {
-		connections = defaultConnections
+	if s.connections <= 0 {
+		s.connections = defaultConnections
 	}
-	if chunkBytes <= 0 {
-		chunkBytes = defaultChunkBytes
+	if s.chunkBytes <= 0 {
+		s.chunkBytes = defaultChunkBytes
 	}
-	// A small blob is cut so that every connection gets a part.
-	part := (desc.Size/int64(connections) + 64<<10) &^ (64<<10 - 1)
-	s.chunkBytes = min(int64(chunkBytes), max(part, minChunkBytes))
-	s.count = int((desc.Size + s.chunkBytes - 1) / s.chunkBytes)
 	if _, local := repo.(*layout); local || NoRanges(repo) {
 		s.single = true
 		return s
 	}
-	connections = min(connections, s.count)
-	s.ring = make([]*chunk, connections+slackChunks)
-	s.start(connections)
+	s.ring = make([]*chunk, s.connections+slackChunks)
+	s.start()
 	return s
+}
+
+// nextBytes is the size of the next chunk. The first ones, which are asked for at the
+// same time and share the line, are each a step larger than the one before: what the
+// reader wants first comes first, and since connections then finish one after the other,
+// the line is not idle until all of them have asked for more. The last ones are of one
+// size, so that they end together. Called with mu held.
+func (s *stream) nextBytes() int64 {
+	left, c := s.desc.Size-s.taken, int64(s.connections)
+	n := min(max(left/(c-int64(s.next)%c)+1, minChunkBytes), s.chunkBytes)
+	if s.next < s.connections && s.desc.Size > minChunkBytes {
+		step := s.desc.Size/(c*(c+1)/2) + stepUnit - 1
+		n = max(min(step&^(stepUnit-1), s.chunkBytes/c), 1) * int64(s.next+1)
+	}
+	return min(n, left)
 }
 
 // chunk is one range in flight or waiting for the reader.
 type chunk struct {
+	off    int64 // in the blob
 	buf    []byte
 	fresh  bool  // memory that was never used
 	filled int   // bytes of buf that are there; they do not change any more
@@ -86,23 +98,24 @@ type chunk struct {
 }
 
 type stream struct {
-	ctx        context.Context // of the call that started it
-	repo       Repository
-	desc       v1.Descriptor
-	chunkBytes int64
-	count      int
+	ctx         context.Context // of the call that started it
+	repo        Repository
+	desc        v1.Descriptor
+	connections int
+	chunkBytes  int64
 
 	cancel  context.CancelFunc // ends the workers
 	workers sync.WaitGroup
 	unwatch func() bool
 
-	mu   sync.Mutex // guards the following; held for bookkeeping, not for copying
-	cond sync.Cond  // broadcast at every change
-	ring []*chunk   // chunk i at i % len(ring)
-	next int        // first chunk no worker has taken
-	head int        // chunk the reader is at
-	stop bool       // no worker takes another chunk
-	err  error      // sticky end of the stream
+	mu    sync.Mutex // guards the following; held for bookkeeping, not for copying
+	cond  sync.Cond  // broadcast at every change
+	ring  []*chunk   // chunk i at i % len(ring)
+	next  int        // first chunk no worker has taken
+	taken int64      // where it begins
+	head  int        // chunk the reader is at
+	stop  bool       // no worker takes another chunk
+	err   error      // sticky end of the stream
 
 	// Only the reader touches these.
 	pos    int64
@@ -111,11 +124,11 @@ type stream struct {
 	body   io.ReadCloser // of that request
 }
 
-func (s *stream) start(connections int) {
+func (s *stream) start() {
 	ctx, cancel := context.WithCancel(s.ctx)
 	s.cancel = cancel
 	s.unwatch = context.AfterFunc(s.ctx, func() { s.fail(context.Cause(s.ctx)) })
-	for range connections {
+	for range s.connections {
 		s.workers.Go(func() { s.work(ctx) })
 	}
 }
@@ -136,20 +149,20 @@ func (s *stream) fail(err error) {
 func (s *stream) work(ctx context.Context) {
 	for {
 		s.mu.Lock()
-		for s.err == nil && !s.stop && s.next < s.count && s.next >= s.head+len(s.ring) {
+		for s.err == nil && !s.stop && s.taken < s.desc.Size && s.next >= s.head+len(s.ring) {
 			s.cond.Wait()
 		}
-		if s.err != nil || s.stop || s.next == s.count {
+		if s.err != nil || s.stop || s.taken == s.desc.Size {
 			s.mu.Unlock()
 			return
 		}
-		off := int64(s.next) * s.chunkBytes
-		c := newChunk(int(min(s.chunkBytes, s.desc.Size-off)))
+		c := newChunk(s.taken, int(s.nextBytes()))
 		s.ring[s.next%len(s.ring)] = c
 		s.next++
+		s.taken += int64(len(c.buf))
 		s.mu.Unlock()
 
-		err := s.fill(ctx, c, off)
+		err := s.fill(ctx, c)
 		s.mu.Lock()
 		c.err, c.done = err, true
 		s.stop = s.stop || err != nil
@@ -158,7 +171,7 @@ func (s *stream) work(ctx context.Context) {
 	}
 }
 
-func (s *stream) fill(ctx context.Context, c *chunk, off int64) error {
+func (s *stream) fill(ctx context.Context, c *chunk) error {
 	given := make(chan struct{})
 	go func() { // meanwhile the kernel gives the memory
 		defer close(given)
@@ -166,7 +179,7 @@ func (s *stream) fill(ctx context.Context, c *chunk, off int64) error {
 			clear(c.buf)
 		}
 	}()
-	body, err := s.repo.ReadRange(ctx, s.desc, off, int64(len(c.buf)))
+	body, err := s.repo.ReadRange(ctx, s.desc, c.off, int64(len(c.buf)))
 	<-given
 	if err != nil {
 		return err
@@ -228,7 +241,7 @@ func (s *stream) wait() ([]byte, error) {
 		}
 		if s.head < s.next {
 			c := s.ring[s.head%len(s.ring)]
-			at := int(s.pos - int64(s.head)*s.chunkBytes)
+			at := int(s.pos - c.off)
 			if c.filled > at {
 				return c.buf[at:c.filled], nil
 			}
@@ -245,12 +258,12 @@ func (s *stream) wait() ([]byte, error) {
 // advance moves the read position; a chunk read to its end makes room.
 func (s *stream) advance(n int) {
 	s.pos += int64(n)
-	if s.pos != s.desc.Size && s.pos != int64(s.head+1)*s.chunkBytes {
-		return
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.ring[s.head%len(s.ring)]
+	if s.pos < c.off+int64(len(c.buf)) {
+		return
+	}
 	for !c.done { // it is full; the worker is about to leave it
 		s.cond.Wait()
 	}
@@ -346,16 +359,16 @@ func (s *stream) Close() error {
 	return nil
 }
 
-func newChunk(n int) *chunk {
+func newChunk(off int64, n int) *chunk {
 	if n <= defaultChunkBytes && n > defaultChunkBytes/2 {
 		select {
 		case b := <-chunkBuffers:
-			return &chunk{buf: b[:n]}
+			return &chunk{off: off, buf: b[:n]}
 		default:
-			return &chunk{buf: make([]byte, n, defaultChunkBytes), fresh: true}
+			return &chunk{off: off, buf: make([]byte, n, defaultChunkBytes), fresh: true}
 		}
 	}
-	return &chunk{buf: make([]byte, n), fresh: true}
+	return &chunk{off: off, buf: make([]byte, n), fresh: true}
 }
 
 func freeBuffer(b []byte) {
