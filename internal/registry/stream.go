@@ -84,7 +84,7 @@ func (s *stream) nextBytes() int64 {
 		step := s.desc.Size/(c*(c+1)/2) + stepUnit - 1
 		n = max(min(step&^(stepUnit-1), s.chunkBytes/c), 1) * int64(s.next+1)
 	}
-	return min(n, left)
+	return min(n, s.chunkBytes, left)
 }
 
 // chunk is one range in flight or waiting for the reader.

@@ -261,6 +261,18 @@ func TestStreamChunks(t *testing.T) {
 	}
 }
 
+// Not even where there are more connections than bytes in a range.
+func TestStreamChunksOfFewBytes(t *testing.T) {
+	s := &stream{desc: v1.Descriptor{Size: 1 << 20}, connections: 8, chunkBytes: 5}
+	for s.next < 20 {
+		n := s.nextBytes()
+		if n <= 0 || n > s.chunkBytes {
+			t.Fatalf("chunk %d of %d at most has %d", s.next, s.chunkBytes, n)
+		}
+		s.next, s.taken = s.next+1, s.taken+n
+	}
+}
+
 // Over TLS and HTTP/2, with the client's own connection pools: parallel
 // requests do not share one connection.
 func TestLanesOverHTTP2(t *testing.T) {
