@@ -14,7 +14,7 @@ const (
 	defaultConnections = 8
 	defaultChunkBytes  = 2 << 20
 	minChunkBytes      = 512 << 10
-	// stepUnit is what the steps from one of the first chunks to the next are multiples of.
+	// stepUnit is what the step from one of the first chunks to the next is rounded up to.
 	stepUnit = 64 << 10
 	// stepBytes is how much a chunk grows by before its reader is woken.
 	stepBytes = 128 << 10
@@ -23,14 +23,15 @@ const (
 	slackChunks = 2
 )
 
-// StreamOptions size a [Stream]. Memory is ChunkBytes * (Connections + 2).
+// StreamOptions size a [Stream]. Memory is at most ChunkBytes * (Connections + 2),
+// where a ChunkBytes between 1 and 2 MiB counts as 2.
 type StreamOptions struct {
 	// Connections is the number of ranges in flight; 0 is 8: enough for
 	// 250 MB/s from a registry that gives a connection 60.
 	Connections int
 	// ChunkBytes is the most that a range has; 0 is 2 MiB, which makes 20 ms to the
 	// first byte cost a third of a connection's time at 60 MB/s. Only buffers of
-	// more than half of this size are used again.
+	// ranges of more than 1 and at most 2 MiB are used again.
 	ChunkBytes int
 	// Unverified leaves the blob's own digest aside: the caller has digests of all
 	// that it uses of it.
@@ -75,8 +76,9 @@ func Stream(ctx context.Context, repo Repository, desc v1.Descriptor, opts Strea
 // nextBytes is the size of the next chunk. The first ones, which are asked for at the
 // same time and share the line, are each a step larger than the one before: what the
 // reader wants first comes first, and since connections then finish one after the other,
-// the line is not idle until all of them have asked for more. The last ones are of one
-// size, so that they end together. Called with mu held.
+// the line is not idle until all of them have asked for more. What is left at the end is
+// divided evenly among the connections, but not into parts of less than minChunkBytes.
+// Called with mu held.
 func (s *stream) nextBytes() int64 {
 	left, c := s.desc.Size-s.taken, int64(s.connections)
 	n := min(max(left/(c-int64(s.next)%c)+1, minChunkBytes), s.chunkBytes)
