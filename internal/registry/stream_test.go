@@ -261,7 +261,7 @@ func TestStreamChunks(t *testing.T) {
 	}
 }
 
-// Not even where there are more connections than bytes in a range.
+// No chunk is larger than allowed where there are more connections than bytes in one.
 func TestStreamChunksOfFewBytes(t *testing.T) {
 	s := &stream{desc: v1.Descriptor{Size: 1 << 20}, connections: 8, chunkBytes: 5}
 	for s.next < 20 {
